@@ -1,0 +1,30 @@
+"""What every test may ask for: the genuine data, and a cache of its own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """Folder of genuine goldens, checkpoints and photos (`MNV2_TESTDATA`)."""
+    folder = os.environ.get("MNV2_TESTDATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder).resolve()
+    reason = f"MNV2_TESTDATA is {folder!r}: set it to the folder that holds golden/, checkpoints/ and images/"
+    if os.environ.get("MNV2_REQUIRE_TESTDATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch) -> Path:
+    """No test reads or writes the user's cache or the network: `MNV2_HOME` is a fresh folder, no mirror is set."""
+    home = tmp_path_factory.mktemp("mnv2_home")
+    monkeypatch.setenv("MNV2_HOME", str(home))
+    monkeypatch.delenv("MNV2_MIRROR", raising=False)
+    monkeypatch.delenv("MNV2_OFFLINE", raising=False)
+    return home
