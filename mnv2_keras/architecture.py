@@ -165,7 +165,9 @@ def _checked_table(table: Iterable) -> tuple[Row, ...]:
     try:
         rows = tuple(Row(*row) for row in table)
     except TypeError:
-        raise ValueError(f"table is {table!r}: expected rows of four whole numbers (t, c, n, s) as in TABLE_2.") from None
+        raise ValueError(
+            f"table is {table!r}: expected rows of four whole numbers (t, c, n, s) as in TABLE_2."
+        ) from None
     if not rows:
         raise ValueError("table has no rows: expected at least one (t, c, n, s) as in TABLE_2.")
     for i, row in enumerate(rows):
@@ -221,7 +223,9 @@ def make_plan(
     ):
         _positive_integer(name, value)
     if output_stride is not None and _positive_integer("output_stride", output_stride) > 1 and output_stride % 2:
-        raise ValueError(f"output_stride is {output_stride}: expected None, 1 or an even number (typically 8, 16 or 32).")
+        raise ValueError(
+            f"output_stride is {output_stride}: expected None, 1 or an even number (typically 8, 16 or 32)."
+        )
 
     def width(c: float) -> int:
         return make_divisible(c * alpha, divisible_by, min_depth)

@@ -1,0 +1,36 @@
+"""MobileNetV2 in TensorFlow and Keras 3, matching Google's TF-Slim to the last bit that floating point allows.
+
+Importing the package is cheap: TensorFlow and Keras come with the first name that needs them.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "architecture": ["TABLE_2", "Block", "Plan", "Row", "make_divisible", "make_plan"],
+    "taps": ["blocks", "endpoints", "feature_extractor", "feature_info", "freeze"],
+    "models.classifier": ["build_mobilenetv2"],
+    "models.conversion": ["convert_checkpoint", "verify_checkpoint", "verify_model"],
+    "weights": ["load_checkpoint", "save_checkpoint"],
+    "fetch": ["fetch_checkpoint"],
+    "images": ["find_images", "read_image"],
+    "labels": ["decode_predictions", "imagenet_labels"],
+    "preprocessing": ["preprocess_image"],
+    "registry": ["get_checkpoint", "list_checkpoints", "register_checkpoint"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,129 @@
+"""A frozen TensorFlow graph: its input, its constants, and what comes out of any of its nodes."""
+
+from pathlib import Path
+
+import numpy as np
+
+#: Ops that reach outside the graph: no network has them, and a file from elsewhere must not use them here.
+_FORBIDDEN = {
+    "ReadFile",
+    "WriteFile",
+    "MatchingFiles",
+    "PyFunc",
+    "PyFuncStateless",
+    "EagerPyFunc",
+    "Save",
+    "SaveV2",
+} | {
+    "Restore",
+    "RestoreV2",
+    "MergeV2Checkpoints",
+    "LoadLibrary",
+}
+
+#: Nodes that hold an endpoint of a block, tried in this order (graph transforms drop the identities).
+_BLOCK_NODES = {
+    "expansion_output": ("expansion_output", "expand/Relu6"),
+    "depthwise_output": ("depthwise_output", "depthwise/Relu6"),
+    "output": ("output", "add", "project/Identity", "project/BatchNorm/FusedBatchNorm", "project/Conv2D"),
+}
+_HEAD_NODES = {
+    "global_pool": ("Logits/AvgPool",),
+    "Logits": ("Logits/output", "Logits/Squeeze", "Logits/Conv2d_1c_1x1/Squeeze"),
+    "Predictions": ("Predictions/Reshape_1", "Predictions/Softmax"),
+}
+
+
+class FrozenGraph:
+    """A `.pb` file, parsed but not yet run.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it is no graph, or one with ops that touch files or run Python.
+    """
+
+    def __init__(self, path: Path):
+        import tensorflow as tf
+        from google.protobuf.message import DecodeError
+
+        self.path = path
+        self.definition = tf.compat.v1.GraphDef()
+        try:
+            self.definition.ParseFromString(path.read_bytes())
+        except DecodeError as error:
+            raise ValueError(
+                f"{path.name} is not a frozen TensorFlow graph: expected a serialised GraphDef."
+            ) from error
+        self.nodes = {node.name: node for node in self.definition.node}
+        forbidden = {node.op for node in self.definition.node} & _FORBIDDEN
+        if forbidden:
+            raise ValueError(
+                f"{path.name} holds ops that no network needs ({', '.join(sorted(forbidden))}). Do not use this file."
+            )
+
+    @property
+    def placeholder(self) -> str:
+        """Name of the graph's one input."""
+        names = [node.name for node in self.definition.node if node.op == "Placeholder"]
+        if len(names) != 1:
+            raise ValueError(
+                f"{self.path.name} has {len(names)} inputs ({', '.join(names) or 'none'}): expected one image."
+            )
+        return names[0]
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """(B, H, W, C) of the input, None where the graph leaves it open."""
+        shape = self.nodes[self.placeholder].attr["shape"].shape
+        return tuple(dim.size if dim.size > 0 else None for dim in shape.dim) or (None,) * 4
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Every float constant, by node name; in an unfolded graph these are the variables."""
+        import tensorflow as tf
+
+        return {
+            node.name: tf.make_ndarray(node.attr["value"].tensor)
+            for node in self.definition.node
+            if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum
+        }
+
+    def run(self, feed: dict[str, np.ndarray], nodes: dict[str, str]) -> dict[str, np.ndarray]:
+        """Values of nodes: `{key: node name}` to `{key: array}`."""
+        import tensorflow as tf
+
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(self.definition, name="")
+            with tf.compat.v1.Session(graph=graph) as session:
+                tensors = {key: _tensor_name(node) for key, node in nodes.items()}
+                return session.run(tensors, {_tensor_name(node): value for node, value in feed.items()})
+
+    def endpoint_nodes(self, endpoints, root: str) -> dict[str, str]:
+        """The node of each endpoint this graph still has, keeping the endpoints' order."""
+        last = f"layer_{max((int(name[6:]) for name in endpoints if name[6:].isdigit()), default=0)}"
+        has_last = f"{root}/Conv_1/Relu6" in self.nodes
+        found = {}
+        for name in endpoints:
+            layer, _, tap = name.partition("/")
+            if name in _HEAD_NODES:
+                candidates = _HEAD_NODES[name]
+            elif name == "layer_1":
+                candidates = ("Conv/Relu6",)
+            elif name == last and has_last:
+                candidates = ("Conv_1/Relu6",)
+            elif layer.startswith("layer_") and layer[6:].isdigit():
+                index = int(layer[6:]) - 2
+                scope = f"expanded_conv_{index}" if index else "expanded_conv"
+                candidates = tuple(f"{scope}/{node}" for node in _BLOCK_NODES.get(tap or "output", (tap,)))
+            else:
+                continue
+            for node in candidates:
+                if f"{root}/{node}" in self.nodes:
+                    found[name] = f"{root}/{node}"
+                    break
+        return found
+
+
+def _tensor_name(node: str) -> str:
+    return node if ":" in node else f"{node}:0"

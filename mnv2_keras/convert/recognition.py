@@ -1,0 +1,158 @@
+"""Which network a set of variable shapes belongs to: alpha, widths, classes, options."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mnv2_keras.architecture import TABLE_2, Plan, Row, make_plan
+from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, backbone_shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_PUBLISHED = (1.0, 1.4, 1.3, 0.75, 0.5, 0.35)
+_ALPHA_IN_NAME = re.compile(r"mobilenet_v2_(\d+(?:\.\d+)?)_|_dm(\d{2})_")
+#: (min_depth, divisible_by): TF-Slim's, DeepLab's for alpha other than 1, the detectors'.
+_ROUNDINGS = ((8, 8), (1, 1), (16, 8))
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What the shapes say.
+
+    Attributes:
+        options: arguments of `make_plan` and `normalization`, enough to build the same backbone.
+        classes: outputs of the classifier; None without one.
+        channels: channels of the input image.
+        has_last: whether the last convolution (`Conv_1`) is there.
+        root: scope of the backbone's variables.
+    """
+
+    options: dict
+    classes: int | None
+    channels: int
+    has_last: bool
+    root: str
+    stem: int
+    normalization: str = field(default="batch_norm")
+
+    @property
+    def alpha(self) -> float | None:
+        """The width multiplier; None when the widths are no multiple of Table 2's."""
+        return None if "table" in self.options else self.options["alpha"]
+
+    @property
+    def plan(self) -> Plan:
+        """The backbone's plan."""
+        return make_plan(channels=self.channels, **self.options)
+
+    def describe(self) -> str:
+        """The network in words, as errors use them."""
+        alpha = "widths of its own" if self.alpha is None else f"alpha {self.alpha}"
+        return f"{alpha} (stem {self.stem} channels)"
+
+
+def _alphas(hint: str):
+    """Candidates, the likeliest first: what the file's name says, the published ones, then every hundredth."""
+    match = _ALPHA_IN_NAME.search(hint)
+    if match:
+        yield float(match[1]) if match[1] else int(match[2]) / 10
+    yield from _PUBLISHED
+    yield from (i / 100 for i in range(1, 401))
+
+
+def _widths(shapes: Shapes, root: str) -> list[tuple[int, int]]:
+    """(hidden, outputs) of every block, in order."""
+    hidden, outputs = {}, {}
+    block = re.compile(rf"{root}/expanded_conv(?:_(\d+))?/(depthwise/depthwise_weights|project(?:_part_\d+)?/weights)$")
+    for name, shape in shapes.items():
+        if match := block.match(name):
+            index = int(match[1] or 0)
+            if match[2].startswith("depthwise"):
+                hidden[index] = shape[2]
+            else:
+                outputs[index] = outputs.get(index, 0) + shape[3]
+    if not outputs or sorted(outputs) != list(range(len(outputs))) or hidden.keys() != outputs.keys():
+        return []
+    return [(hidden[i], outputs[i]) for i in range(len(outputs))]
+
+
+def _ways(shapes: Shapes, kind: str) -> int:
+    """Groups of the split expansions or projections: the most parts any of them has."""
+    return 1 + max((int(m[1]) for name in shapes if (m := re.search(rf"/{kind}_part_(\d+)/", name))), default=0)
+
+
+def recognise(shapes: Shapes, hint: str = "") -> Recognition | None:
+    """Work out the network from the names and shapes of its variables.
+
+    Args:
+        shapes: variables of the network itself, without optimiser slots.
+        hint: the file's name, to choose between alphas of equal widths.
+
+    Returns:
+        None when the variables are not MobileNetV2's.
+    """
+    root = DETECTOR if any(name.startswith(DETECTOR) for name in shapes) else CLASSIFIER
+    stem, widths = shapes.get(f"{root}/Conv/weights"), _widths(shapes, root)
+    if stem is None or len(stem) != 4 or not widths:
+        return None
+    last = shapes.get(f"{root}/Conv_1/weights")
+    logits = shapes.get(f"{root}/Logits/Conv2d_1c_1x1/weights")
+    normalization = "group_norm" if f"{root}/Conv/GroupNorm/gamma" in shapes else "batch_norm"
+    fixed = {
+        "split_expansion": _ways(shapes, "expand"),
+        "split_projection": _ways(shapes, "project"),
+        "output_stride": None,
+    }
+    backbone = {name: shape for name, shape in shapes.items() if name.startswith(f"{root}/")}
+
+    def fits(options: dict) -> bool:
+        plan = make_plan(channels=stem[2], **options)
+        if plan.stem.outputs != stem[3] or [(b.hidden, b.outputs) for b in plan.blocks] != widths:
+            return False
+        expected = backbone_shapes(plan, normalization, root)
+        scope = f"{root}/Conv_1/"
+        return all(backbone.get(n) == s for n, s in expected.items() if last is not None or not n.startswith(scope))
+
+    def found(options: dict) -> Recognition:
+        return Recognition(options, logits and logits[3], stem[2], last is not None, root, stem[3], normalization)
+
+    try:
+        if len(widths) == sum(row.n for row in TABLE_2):
+            for min_depth, divisible_by in _ROUNDINGS:
+                for alpha in _alphas(hint):
+                    for finegrain in (True, False):
+                        options = fixed | {
+                            "alpha": alpha,
+                            "finegrain_classification_mode": finegrain,
+                            "min_depth": min_depth,
+                            "divisible_by": divisible_by,
+                        }
+                        if fits(options):
+                            return found(options)
+        options = fixed | _own_widths(stem[3], widths, last)
+        return found(options) if fits(options) else None
+    except ValueError:  # no plan has such splits or sizes
+        return None
+
+
+def _own_widths(stem: int, widths: list[tuple[int, int]], last) -> dict:
+    """Options that spell the widths out, for tables other than the paper's and alphas nobody uses.
+
+    Shapes do not hold strides: Table 2's are assumed where the number of blocks is Table 2's, none otherwise.
+    """
+    strides = [row.s if i == 0 else 1 for row in TABLE_2 for i in range(row.n)]
+    if len(widths) != len(strides):
+        strides = [1] * len(widths)
+    inputs = [stem, *(outputs for _, outputs in widths)]
+    table = tuple(
+        Row(max(1, round(hidden / before)), outputs, 1, stride)
+        for (hidden, outputs), before, stride in zip(widths, inputs, strides, strict=False)
+    )
+    return {
+        "alpha": 1.0,
+        "table": table,
+        "stem_channels": stem,
+        "last_channels": last[3] if last else 1280,
+        "min_depth": 1,
+        "divisible_by": 1,
+    }

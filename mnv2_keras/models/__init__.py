@@ -1,0 +1,1 @@
+"""The public builders, and the conversion that chooses between them."""

@@ -1,0 +1,126 @@
+"""Weights into a model that is built, from wherever they are; and out again as a TF-Slim checkpoint."""
+
+import logging
+import os
+from pathlib import Path
+
+import keras
+
+from mnv2_keras.convert.assign import Transfer, load_variables, network_shapes
+from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.recognition import recognise
+from mnv2_keras.fetch import fetch_checkpoint
+from mnv2_keras.registry import get_checkpoint, imagenet_checkpoint, list_checkpoints
+
+log = logging.getLogger("mnv2_keras")
+
+_KERAS_FILES = (".keras", ".h5")
+
+
+def find_weights(weights) -> Path:
+    """A local path as it is, a registered name as its verified archive."""
+    path = Path(weights).expanduser()
+    if path.exists() or Path(f"{path}.index").exists():
+        return path
+    names = {record.name for record in list_checkpoints()}
+    if str(weights) in names:
+        return fetch_checkpoint(str(weights))
+    if path.parent != Path() or path.suffix in (*_KERAS_FILES, ".tgz", ".gz", ".index", ".ckpt", ".tflite"):
+        raise FileNotFoundError(f"weights: {path} does not exist.")
+    get_checkpoint(str(weights))  # raises with the closest names
+    raise AssertionError("unreachable: the name was not registered")
+
+
+def fill(model: keras.Model, weights, alpha: float, resolution: int | None) -> None:
+    """Fill a fresh model with what a builder's `weights` argument names."""
+    if str(weights) == "imagenet":
+        weights = imagenet_checkpoint(alpha, resolution or 224).name
+    path = find_weights(weights)
+    if path.suffix in _KERAS_FILES:
+        _load_keras_file(model, path)
+        return
+    with open_checkpoint(path) as checkpoint:
+        fill_from_checkpoint(model, checkpoint)
+
+
+def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
+    """Fill a fresh model; a classifier of another number of classes keeps its new head, and the log says so."""
+    ours = variables(model)
+    found = recognise(network_shapes(checkpoint.shapes), checkpoint.source.name)
+    wanted, held = _classes(ours), found and found.classes
+    new_head = bool(wanted and held and wanted != held and (held, wanted) != (1001, 1000))
+    transfer = load_variables(ours, checkpoint, ema, new_head)
+    if new_head:
+        log.warning(
+            "%s has %d classes: its backbone is kept, the head of %d classes is new and untrained.",
+            checkpoint.source.name,
+            held,
+            wanted,
+        )
+    return transfer
+
+
+def _load_keras_file(model: keras.Model, path: Path) -> None:
+    """A `.weights.h5`, or every weight of a whole saved model, matched by layer."""
+    if path.name.endswith(".weights.h5"):
+        try:
+            model.load_weights(path)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(
+                f"{path} does not fit the model ({error}): build it with the options it was saved with."
+            ) from error
+        return
+    try:
+        saved = keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a Keras model file that can be read ({str(error)[:300]}).") from error
+    ours, theirs = variables(model), variables(saved)
+    differing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
+    differing += [name for name in theirs if name not in ours and "/Logits/" not in name]
+    if differing:
+        raise ValueError(
+            f"{path} and the model differ in {len(differing)} weights, first {differing[0]}: build with its options."
+        )
+    for name, variable in ours.items():
+        variable.assign(theirs[name])
+
+
+def _classes(found: dict) -> int | None:
+    """Classes of the classifier among a model's variables; None without one."""
+    return next((variable.shape[0] for name, variable in found.items() if name.endswith("/Conv2d_1c_1x1/biases")), None)
+
+
+def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = True) -> Transfer:
+    """Fill a model from a TF-Slim checkpoint: all of its weights, or none.
+
+    A base without the classifier takes a full checkpoint; a 1000-class model takes a 1001-class one without the background.
+
+    Args:
+        model: a model of this package.
+        path: an archive, a folder, a checkpoint prefix, an `.index` file, a V1 file, or a registered name.
+        ema: take the moving average where a variable has one (as the published graphs do), not the raw variable.
+
+    Returns:
+        Where each weight came from, and what of the file was left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or does not hold exactly this model's variables. The model is then untouched.
+    """
+    with open_checkpoint(find_weights(path)) as checkpoint:
+        return load_variables(variables(model), checkpoint, ema)
+
+
+def save_checkpoint(model: keras.Model, prefix: str | os.PathLike) -> Path:
+    """Write a model as a TF-Slim checkpoint, variable for variable under TF-Slim's names.
+
+    Args:
+        model: a model of this package.
+        prefix: path without suffix; writes `PREFIX.index` and `PREFIX.data-00000-of-00001`, both or neither.
+
+    Returns:
+        The prefix, as `tf.train.load_checkpoint` and TF-Slim's `--checkpoint_path` take it.
+    """
+    arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
+    return write_checkpoint(arrays, prefix)
