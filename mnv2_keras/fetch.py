@@ -1,0 +1,244 @@
+"""Published checkpoints, fetched once into a cache folder and believed only when their SHA-256 agrees.
+
+Where to: `<cache>/checkpoints/<archive>`, the cache being MNV2_HOME or else `mnv2_keras` in the user's cache folder.
+
+Where from: the mirrors of MNV2_MIRROR in their order (URLs of folders that hold the archives by file name, https://...
+or file:///..., separated by commas), then the publisher. A mirror that lacks the archive or cannot be reached passes
+the question on to the next mirror; the publisher is asked only when every mirror answered that it lacks the archive.
+An archive with a wrong hash ends the fetch: no other source covers up for it.
+
+What is believed: the registry's SHA-256. Where none is published, the first download is trusted if it is a whole gzip
+file, and its hash recorded in `<cache>/checkpoints.lock.json`; all that comes later must have that hash. The file in
+the cache is hashed again on every fetch. A download gets its final name only after the check, so there is never half
+an archive under it; what came before a fault waits in `<archive>.part` for the next fetch to go on.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mnv2_keras.cache import cache_access, cache_folder, write_json
+from mnv2_keras.download import Report, discard, download
+from mnv2_keras.registry import CheckpointRecord, get_checkpoint
+
+
+def fetch_checkpoint(name: str, *, progress: bool = True, offline: bool | None = None) -> Path:
+    """The verified archive of a registered checkpoint: from the cache, or else from a mirror or its publisher.
+
+    It goes on with a download that broke off earlier (connection dropped, process killed, disk full). Several
+    processes may fetch the same name at once: one downloads, the others wait for it.
+
+    Args:
+        name: as in `list_checkpoints()`.
+        progress: draw bytes, speed and time left on standard error.
+        offline: take nothing but the cache and file:/// mirrors; None asks MNV2_OFFLINE (1 is yes).
+
+    Returns:
+        Path of the archive in the cache, its SHA-256 just checked.
+
+    Raises:
+        ValueError: no such name; a wrong hash (what was in the cache stays, nothing is installed); MNV2_MIRROR or
+            `checkpoints.lock.json` makes no sense.
+        FileNotFoundError: no source has the archive, or it is not cached and offline mode is on.
+        ConnectionError: a source could not be reached.
+        CacheError: the cache folder cannot be read or written, or the disk is full (an OSError).
+    """
+    record = get_checkpoint(name)
+    if offline is None:
+        offline = os.environ.get("MNV2_OFFLINE", "").lower() not in ("", "0", "false", "no")
+    target = cache_folder() / "checkpoints" / record.archive
+    if _is_verified(target, _expected(record)):  # before taking the lock, which a read-only cache cannot hold
+        return target
+    with _alone(target, progress):
+        expected = _expected(record)
+        if _is_verified(target, expected):  # another process was faster
+            return target
+        if expected is None and target.is_file():  # put there by hand: this is the first use
+            _trust(record, _checked(target, record, None, target))
+            return target
+        part = Path(f"{target}.part")
+        with _progress_bar(record.archive, progress) as report:
+            digest = _from_first_source(record, part, expected, offline, report)
+        with cache_access(target):
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            if expected is None:
+                _trust(record, digest)  # before the rename: nothing gets its final name unrecorded
+            part.replace(target)
+            discard(part)
+    return target
+
+
+# What is believed
+
+
+def _ledger() -> Path:
+    return cache_folder() / "checkpoints.lock.json"
+
+
+def _trusted() -> dict[str, dict[str, str]]:
+    """The hashes recorded on first use, by checkpoint name."""
+    ledger = _ledger()
+    with cache_access(ledger):
+        text = ledger.read_text() if ledger.exists() else "{}"
+    try:
+        entries = json.loads(text)
+        if all(re.fullmatch("[0-9a-f]{64}", entry["sha256"]) for entry in entries.values()):
+            return entries
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise ValueError(
+        f"{ledger} is not what was written there, {{name: {{'sha256': ...}}}} of the hashes trusted on first use: restore "
+        "it, or delete it to trust the next downloads anew."
+    )
+
+
+def _trust(record: CheckpointRecord, digest: str) -> None:
+    """Record the hash of a first use, beside those that other processes may be recording."""
+    with cache_access(_ledger()), FileLock(f"{_ledger()}.lock"):
+        write_json(_ledger(), _trusted() | {record.name: {"sha256": digest, "url": record.url}})
+
+
+def _expected(record: CheckpointRecord) -> str | None:
+    """The hash the archive must have: the registry's, else the one recorded on first use, else (before that) None."""
+    return record.sha256 or _trusted().get(record.name, {}).get("sha256")
+
+
+def _sha256(path: Path) -> str:
+    with cache_access(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_verified(path: Path, expected: str | None) -> bool:
+    with cache_access(path):
+        return expected is not None and path.is_file() and _sha256(path) == expected
+
+
+def _checked(path: Path, record: CheckpointRecord, expected: str | None, origin: object) -> str:
+    """The hash of `path`.
+
+    Raises:
+        ValueError: it is not the expected one; or none is expected yet and the file is no whole gzip archive.
+    """
+    digest = _sha256(path)
+    if expected is None and record.archive.endswith("gz"):
+        try:
+            with gzip.open(path) as file:
+                while file.read(1 << 20):  # to the end, where gzip keeps its checksum
+                    pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{record.name}: what came from {origin} is no whole gzip archive ({error}) and is not trusted on first "
+                "use. Nothing was installed: try again, or set MNV2_MIRROR to another source."
+            ) from error
+    if expected not in (None, digest):
+        origin_of_hash = "the registry's" if record.sha256 else f"recorded on first use in {_ledger()}"
+        raise ValueError(
+            f"{record.name}: what came from {origin} has SHA-256 {digest}, expected {expected} ({origin_of_hash}). "
+            "Nothing was installed and nothing in the cache was changed: try again, or set MNV2_MIRROR to another source."
+        )
+    return digest
+
+
+# Where it comes from
+
+
+def _mirrors(record: CheckpointRecord) -> list[str]:
+    mirrors = [mirror.strip().rstrip("/") for mirror in os.environ.get("MNV2_MIRROR", "").split(",") if mirror.strip()]
+    for mirror in mirrors:
+        if not re.match(r"https?://.|file:///.", mirror):
+            raise ValueError(
+                f"MNV2_MIRROR has {mirror!r}: give the URL of a folder, https://... or file:///... (separate several by "
+                "commas)."
+            )
+    return [f"{mirror}/{record.file_name}" for mirror in mirrors]
+
+
+def _from_first_source(
+    record: CheckpointRecord, part: Path, expected: str | None, offline: bool, report: Report
+) -> str:
+    """Fill the part file from the first source that has the archive; returns its checked hash."""
+    mirrors, failures = _mirrors(record), []
+    for url in dict.fromkeys([*mirrors, record.url]):
+        if offline and not url.startswith("file:"):
+            continue
+        if url not in mirrors and any(isinstance(failure, ConnectionError) for failure in failures):
+            break  # a mirror that is down may well have the archive
+        try:
+            return _pull(url, record, part, expected, report)
+        except (FileNotFoundError, ConnectionError) as failure:
+            failures.append(failure)
+    said = "; ".join(str(failure) for failure in failures)
+    remedy = f"URL of a folder that has {record.file_name}, or pass the path of a local archive."
+    if any(isinstance(failure, ConnectionError) for failure in failures):
+        raise ConnectionError(
+            f"{record.name} could not be fetched: {said}. What came so far is kept: try again to go on, set "
+            f"MNV2_MIRROR to the {remedy}"
+        )
+    if offline:
+        state = "has a wrong SHA-256" if part.with_suffix("").is_file() else "is not in the cache"
+        raise FileNotFoundError(
+            f"{part.with_suffix('')} {state} and offline mode is on{said and f' ({said})'}: fetch it once while "
+            f"online, set MNV2_MIRROR to the file:/// {remedy}"
+        )
+    raise FileNotFoundError(f"{record.name} was not found: {said}. Set MNV2_MIRROR to the {remedy}")
+
+
+def _pull(url: str, record: CheckpointRecord, part: Path, expected: str | None, report: Report) -> str:
+    """Fill the part file from one source; returns its checked hash."""
+    resumes = part.is_file()
+    download(url, part, expected is not None, report)
+    try:
+        return _checked(part, record, expected, url)
+    except ValueError:
+        discard(part)
+        if not resumes:
+            raise
+    return _pull(url, record, part, expected, report)  # the earlier bytes may be at fault: once more, without them
+
+
+@contextmanager
+def _alone(target: Path, progress: bool) -> Iterator[None]:
+    """Hold the archive's lock, which the system frees when its holder dies."""
+    lock = FileLock(f"{target}.lock")
+    with cache_access(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                print(f"Another process is fetching {target.name}: waiting for it.", file=sys.stderr, flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _progress_bar(label: str, shown: bool) -> Iterator[Report]:
+    if not shown:
+        yield lambda have, size: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None, visible=False)  # until there is something to see
+        yield lambda have, size: bar.update(task, completed=have, total=size, visible=True)
