@@ -25,7 +25,7 @@ class Style:
         weight_decay: as published: `weight_decay * sum(w ** 2) / 2` is added to the loss for each kernel.
         decay_depthwise: whether depthwise kernels decay too (they do in SSDLite's extra layers only).
         activation: of every layer but the linear ones.
-        stddev: of the truncated normal the kernels start from.
+        stddev: of the truncated normal the kernels start from; None for Glorot's uniform.
         explicit_padding: pad symmetrically and convolve without padding, as PyTorch does, instead of TensorFlow's SAME.
     """
 
@@ -36,7 +36,7 @@ class Style:
     weight_decay: float = 0.0
     decay_depthwise: bool = False
     activation: str = "relu6"
-    stddev: float = 0.09
+    stddev: float | None = 0.09
     explicit_padding: bool = False
 
     def __post_init__(self):
@@ -44,7 +44,9 @@ class Style:
             raise ValueError(f"normalization is {self.normalization!r}: expected 'batch_norm' or 'group_norm'.")
 
     def initializer(self):
-        """A fresh initialiser for a kernel (TF's `truncated_normal_initializer`)."""
+        """A fresh initialiser for a kernel (TF's `truncated_normal_initializer`, or TF-Slim's default, Glorot's)."""
+        if self.stddev is None:
+            return keras.initializers.GlorotUniform()
         return keras.initializers.TruncatedNormal(stddev=self.stddev)
 
     def regularizer(self):

@@ -59,7 +59,7 @@ def _block_layers(model) -> dict[str, list]:
             key = "layer_1" if scope == "Conv" else f"layer_{last}"
         elif scope in _HEADS:
             key = "Logits"
-        elif layer.weights:
+        elif layer.weights or scope in groups:
             key = scope
         else:
             continue  # input, rescaling, cutting
@@ -150,11 +150,12 @@ def feature_info(model: keras.Model) -> dict[str, Feature]:
         if id(tensor) not in stride_of:
             step = layer.strides[0] if hasattr(layer, "kernel_size") else 1
             before = [stride(t) for node in layer._inbound_nodes[:1] for t in node.input_tensors]
-            stride_of[id(tensor)] = before[0] * step if before else 1
+            # Of several inputs the last: a map that was resized like another has the other's stride.
+            stride_of[id(tensor)] = before[-1] * step if before else 1
         return stride_of[id(tensor)]
 
     # A map of one step (pooled, or flattened) no longer has a stride.
-    pooled = {"global_pool", "Logits", "Predictions"}
+    pooled = {"global_pool", "Logits", "Predictions", "image_pooling"}
     return {
         name: Feature(int(tensor.shape[-1]), 0 if name in pooled else math.trunc(stride(tensor)))
         for name, tensor in endpoints(model).items()

@@ -102,13 +102,32 @@ _SCOPE = re.compile(
     r"(?:FeatureExtractor/)?MobilenetV2/(?:(Conv|Conv_1|Logits)|expanded_conv(?:_(\d+))?/([a-z]+)(?:_part_(\d+))?)/"
 )
 _STAGES = {"expand": 0, "depthwise": 1, "project": 2}
+#: DeepLab's head in the order it is created in, branch after branch.
+_SEGMENTER = re.compile(
+    r"(image_pooling)|aspp(\d+)(?:_(depthwise|pointwise))?|(concat_projection)|"
+    r"decoder/(?:feature_projection\d+|decoder_conv(\d+)_(depthwise|pointwise))|logits"
+)
 
 
 def depth(variable: str) -> tuple[float, int, int]:
     """Where a variable stands in the network: sorts as TF-Slim runs. Heads other than the classifier's come last."""
     match = _SCOPE.match(variable)
     if not match:
-        return (float("inf"), 0, 0)
+        return (float("inf"), *_segmenter_depth(variable))
     if match[1]:
         return {"Conv": (-1.0, 0, 0), "Conv_1": (1e6, 0, 0), "Logits": (1e6, 1, 0)}[match[1]]
     return (float(match[2] or 0), _STAGES.get(match[3], 3), int(match[4] or 0))
+
+
+def _segmenter_depth(variable: str) -> tuple[int, int]:
+    """The same within DeepLab's head: (branch, layer of the branch)."""
+    match = _SEGMENTER.match(variable)
+    if not match or match[1]:
+        return 0, 0
+    if match[2]:
+        return 1 + int(match[2]), match[3] == "pointwise"
+    if match[4]:
+        return 1000, 0
+    if variable.startswith("decoder"):
+        return 1001, 2 * int(match[5]) + 1 + (match[6] == "pointwise") if match[5] else 0
+    return 1002, 0
