@@ -41,7 +41,7 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
     """Round a channel count to a multiple of `divisor`, never losing more than a tenth of it.
 
     Source: TF-Slim `conv_blocks._make_divisible`. The product alpha * c comes in untruncated (Keras Applications truncates
-    it to an integer first and differs at 15 of the alphas from 0.10 to 2.00).
+    it to an integer first and differs in 15 rows of Table 2 at alphas from 0.10 to 2.00).
 
     Args:
         value: the wanted number of channels, a float.

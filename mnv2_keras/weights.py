@@ -2,6 +2,8 @@
 
 import logging
 import os
+import tempfile
+import warnings
 from pathlib import Path
 
 import keras
@@ -15,7 +17,7 @@ from mnv2_keras.registry import get_checkpoint, imagenet_checkpoint, list_checkp
 
 log = logging.getLogger("mnv2_keras")
 
-_KERAS_FILES = (".keras", ".h5")
+KERAS_FILES = (".keras", ".h5")
 
 
 def find_weights(weights) -> Path:
@@ -26,7 +28,7 @@ def find_weights(weights) -> Path:
     names = {record.name for record in list_checkpoints()}
     if str(weights) in names:
         return fetch_checkpoint(str(weights))
-    if path.parent != Path() or path.suffix in (*_KERAS_FILES, ".tgz", ".gz", ".index", ".ckpt", ".tflite"):
+    if path.parent != Path() or path.suffix in (*KERAS_FILES, ".tgz", ".gz", ".index", ".ckpt", ".tflite"):
         raise FileNotFoundError(f"weights: {path} does not exist.")
     get_checkpoint(str(weights))  # raises with the closest names
     raise AssertionError("unreachable: the name was not registered")
@@ -37,8 +39,8 @@ def fill(model: keras.Model, weights, alpha: float, resolution: int | None) -> N
     if str(weights) == "imagenet":
         weights = imagenet_checkpoint(alpha, resolution or 224).name
     path = find_weights(weights)
-    if path.suffix in _KERAS_FILES:
-        _load_keras_file(model, path)
+    if path.suffix in KERAS_FILES:
+        _fill_from_keras_file(model, path)
         return
     with open_checkpoint(path) as checkpoint:
         fill_from_checkpoint(model, checkpoint)
@@ -61,8 +63,23 @@ def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool =
     return transfer
 
 
-def _load_keras_file(model: keras.Model, path: Path) -> None:
-    """A `.weights.h5`, or every weight of a whole saved model, matched by layer."""
+def load_keras_file(path: Path) -> keras.Model:
+    """A whole model from a `.keras` or `.h5` file, in safe mode (no code in the file is run).
+
+    Raises:
+        ValueError: the file is no Keras model, or holds weights only.
+    """
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        hint = "It holds weights only: build the model and pass weights=." if path.name.endswith(".weights.h5") else ""
+        raise ValueError(
+            f"{path} is not a Keras model file that can be read ({str(error)[:300]}). {hint}".strip()
+        ) from error
+
+
+def _fill_from_keras_file(model: keras.Model, path: Path) -> None:
+    """A `.weights.h5`, or every weight of a whole saved model, matched by name."""
     if path.name.endswith(".weights.h5"):
         try:
             model.load_weights(path)
@@ -71,11 +88,7 @@ def _load_keras_file(model: keras.Model, path: Path) -> None:
                 f"{path} does not fit the model ({error}): build it with the options it was saved with."
             ) from error
         return
-    try:
-        saved = keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a Keras model file that can be read ({str(error)[:300]}).") from error
-    ours, theirs = variables(model), variables(saved)
+    ours, theirs = variables(model), variables(load_keras_file(path))
     differing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
     differing += [name for name in theirs if name not in ours and "/Logits/" not in name]
     if differing:
@@ -124,3 +137,37 @@ def save_checkpoint(model: keras.Model, prefix: str | os.PathLike) -> Path:
     """
     arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
     return write_checkpoint(arrays, prefix)
+
+
+def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
+    """Write a model to a file, all of it or nothing.
+
+    Args:
+        model: a model of this package.
+        path: `.keras`, `.h5` or `.weights.h5` for Keras; `.ckpt` (or no suffix) for a TF-Slim checkpoint.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the file cannot be written; nothing was changed.
+    """
+    path = Path(path).expanduser()
+    if path.suffix in (".ckpt", ""):
+        return save_checkpoint(model, path)
+    if path.suffix not in KERAS_FILES:
+        raise ValueError(f"{path}: expected .keras, .h5, .weights.h5 or .ckpt.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        if path.name.endswith(".weights.h5"):
+            model.save_weights(draft)
+        else:
+            with warnings.catch_warnings():  # Keras advises against .h5; whoever asks for it knows
+                warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
+                model.save(draft)
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    return path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnv2_keras.convert.checkpoint import Checkpoint
-from mnv2_keras.convert.names import AVERAGE, depth
+from mnv2_keras.convert.names import AVERAGE, depth, variables
 from mnv2_keras.convert.recognition import recognise
 
 
@@ -183,3 +183,19 @@ def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:
 def _known_difference(model_shapes: Mapping, file_shapes: Mapping) -> bool:
     ours, theirs = recognise(model_shapes), recognise(file_shapes)
     return bool(ours and theirs and (ours.alpha != theirs.alpha or ours.channels != theirs.channels))
+
+
+def load_arrays(model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give every weight of a model its array, by TF-Slim name.
+
+    Raises:
+        ValueError: the names or shapes are not the model's; nothing was changed.
+    """
+    ours = variables(model)
+    wrong = sorted(ours.keys() ^ arrays.keys()) or [n for n in ours if tuple(ours[n].shape) != np.shape(arrays[n])]
+    if wrong:
+        raise ValueError(
+            f"the arrays do not fit the model, first {wrong[0]}: expected exactly its {len(ours)} variables."
+        )
+    for name, variable in ours.items():
+        variable.assign(arrays[name])

@@ -168,6 +168,11 @@ def _check_size(height: int | None, width: int | None, plan: Plan, final_endpoin
         )
 
 
+def holds(shapes) -> bool:
+    """Whether these variables are a classifier's or a bare backbone's."""
+    return recognise(shapes) is not None
+
+
 def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dict) -> tuple[keras.Model, Transfer]:
     """Build the classifier (or the bare backbone) that a checkpoint holds, and fill it. See `convert_checkpoint`."""
     found = recognise(network_shapes(checkpoint.shapes), checkpoint.prefix.name + checkpoint.source.name)

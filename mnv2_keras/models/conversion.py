@@ -6,14 +6,24 @@ from pathlib import Path
 
 import keras
 
-from mnv2_keras.convert.assign import network_shapes
+from mnv2_keras.convert.assign import Transfer, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, sha256_of
 from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.receipt import Receipt
+from mnv2_keras.convert.recognition import recognise
 from mnv2_keras.convert.verify import compare_with_golden, compare_with_graph
 from mnv2_keras.models import classifier
-from mnv2_keras.weights import find_weights
+from mnv2_keras.weights import KERAS_FILES, find_weights, load_keras_file
+
+#: The modules that convert what they hold; the first that knows the variables is asked, the classifier in the end.
+TASKS = (classifier,)
+
+
+def task_of(checkpoint: Checkpoint):
+    """The module of the network a checkpoint holds."""
+    shapes = network_shapes(checkpoint.shapes)
+    return next((task for task in TASKS if task.holds(shapes)), classifier)
 
 
 def convert_checkpoint(
@@ -34,7 +44,33 @@ def convert_checkpoint(
         ValueError: the file is damaged, or holds no MobileNetV2; or its resolution cannot be told (pass `input_shape`).
     """
     with open_checkpoint(find_weights(path)) as checkpoint:
-        return classifier.convert(checkpoint, ema, classes, builder_options)[0]
+        return task_of(checkpoint).convert(checkpoint, ema, classes, builder_options)[0]
+
+
+def open_model(
+    weights: str | os.PathLike, *, ema: bool = True, classes: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[keras.Model, Transfer | None]:
+    """A model from whatever holds one: a checkpoint to convert, or a Keras file to load.
+
+    Args:
+        weights: what `convert_checkpoint` takes, or a `.keras` or `.h5` file.
+        ema, classes: as in `convert_checkpoint`.
+        size: (height, width) of the input in place of the checkpoint's.
+
+    Returns:
+        The model, and where its weights came from (None for a Keras file).
+    """
+    path = find_weights(weights)
+    if path.suffix in KERAS_FILES:
+        if classes is not None or size is not None:
+            raise ValueError(
+                f"{path} is a Keras model with its own classes and input size: they cannot be chosen here."
+            )
+        return load_keras_file(path), None
+    with open_checkpoint(path) as checkpoint:
+        found = recognise(network_shapes(checkpoint.shapes))
+        options = {"input_shape": (*size, found.channels)} if size and found else {}
+        return task_of(checkpoint).convert(checkpoint, ema, classes, options)
 
 
 def verify_model(model: keras.Model, path: str | os.PathLike, *, images=None, tolerance: float = 3e-4) -> Receipt:
@@ -74,7 +110,7 @@ def verify_checkpoint(
         if goldens is None:
             graph = _need_graph(checkpoint)
             receipt = _receipt(checkpoint, graph.path, tolerance)
-            model, _ = classifier.convert(checkpoint, ema, None, {})
+            model, _ = task_of(checkpoint).convert(checkpoint, ema, None, {})
             compare_with_graph(receipt, model, graph, images)
             return receipt
         if images is not None:
@@ -86,7 +122,7 @@ def verify_checkpoint(
         for golden in matching:
             arrays = golden.path.with_suffix(".npz")
             receipt.sha256[arrays.name] = sha256_of(arrays)
-            model, _ = classifier.convert(checkpoint, ema, None, golden.options)
+            model, _ = task_of(checkpoint).convert(checkpoint, ema, None, golden.options)
             compare_with_golden(receipt, model, golden, prefix=f"{golden.tag}: " if len(matching) > 1 else "")
         return receipt
 

@@ -1,0 +1,1 @@
+"""The command `mnv2`: each command parses, calls one public function, and prints."""

@@ -1,0 +1,60 @@
+"""`mnv2 convert`: a checkpoint into a Keras file, or back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnv2_keras.cli.screen import Json, out, print_json, working
+
+
+def _input_shape(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ValueError(
+            f"--resolution is {text!r}: expected a number of pixels such as 224, or HEIGHTxWIDTH such as 96x160."
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def convert(
+    weights: Annotated[
+        str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="FILE.keras, FILE.h5, FILE.weights.h5, or FILE.ckpt for a TF-Slim checkpoint."
+        ),
+    ],
+    classes: Annotated[
+        int | None, typer.Option(help="1000 drops the background; another number starts a new head.")
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option(help="Pixels, or HEIGHTxWIDTH; from the file's name when left out.")
+    ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema/--raw", help="Moving averages where there are any, or the raw variables.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Turn a TF-Slim checkpoint into a Keras model, or a Keras model into a TF-Slim checkpoint.
+
+    Example: mnv2 convert mobilenet_v2_1.0_224.tgz -o mobilenet.keras
+    """
+    from mnv2_keras.models.conversion import open_model
+    from mnv2_keras.weights import save_model
+
+    with working("converting"):
+        model, transfer = open_model(weights, ema=ema, classes=classes, size=_input_shape(resolution))
+        path = save_model(model, output)
+    if as_json:
+        print_json(
+            {"output": str(path), "parameters": model.count_params(), "transfer": transfer and transfer.as_dict()}
+        )
+        return
+    out.print(f"[bold]{path}[/]: {model.name}, input {model.input_shape}, {model.count_params():,} weights")
+    if transfer:
+        out.print(transfer.report(), highlight=False)

@@ -1,0 +1,21 @@
+"""`mnv2 demo`: the main job from end to end, with nothing but the package."""
+
+from mnv2_keras.cli.screen import out, working
+
+
+def demo() -> None:
+    """Build, write a TF-Slim checkpoint, convert it back, verify against the genuine program, classify. No network.
+
+    Exits with 1 when a proof fails.
+    """
+    import typer
+
+    with working("importing TensorFlow"):
+        from mnv2_keras.demonstration import demonstrate
+    proven = True
+    for fact in demonstrate():
+        proven &= fact.proven
+        out.print(f"{'[bold green]ok[/]  ' if fact.proven else '[bold red]NOT[/] '} {fact.text}", highlight=False)
+    if not proven:
+        raise typer.Exit(1)
+    out.print("[bold]Next:[/] mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False)

@@ -1,0 +1,70 @@
+"""`mnv2 verify`: the proof, as a table and a receipt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mnv2_keras.cli.screen import Json, out, print_json, working
+
+
+def verify(
+    weights: Annotated[str, typer.Argument(help="Archive, folder or checkpoint, or a name from `mnv2 list`.")],
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Photos or folders to compare on; random images otherwise.")
+    ] = None,
+    goldens: Annotated[
+        Path | None, typer.Option(help="Folder of TF-Slim's outputs, in place of the frozen graph.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest difference, relative to an endpoint's range.")] = 3e-4,
+    ema: Annotated[
+        bool, typer.Option("--ema/--raw", help="Moving averages where there are any, or the raw variables.")
+    ] = True,
+    receipt: Annotated[Path | None, typer.Option("-o", "--output", help="Write the receipt here, as JSON.")] = None,
+    full: Annotated[bool, typer.Option("--all", help="Show every endpoint, not only the layers' ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove that a converted checkpoint computes what TF-Slim's own graph computes, endpoint by endpoint.
+
+    Exits with 1 when it does not.
+
+    Example: mnv2 verify mobilenet_v2_1.0_224.tgz --images photos/ -o receipt.json
+    """
+    from mnv2_keras.models.conversion import verify_checkpoint
+
+    with working("converting, comparing"):
+        result = verify_checkpoint(weights, images=images, goldens=goldens, tolerance=tolerance, ema=ema)
+        if receipt:
+            result.save(receipt)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        table = Table(
+            "endpoint",
+            "largest difference",
+            "of its range",
+            "",
+            title=f"{result.checkpoint} against {result.reference}",
+        )
+        for each in result.endpoints:
+            if full or not each.passed or "/" not in each.endpoint:
+                mark = "[green]equal[/]" if each.passed else "[bold red]differs[/]"
+                table.add_row(each.endpoint, f"{each.max_abs:.2e}", f"{each.range_relative:.1e}", mark)
+        out.print(table)
+        if result.constants:
+            same = result.constants - len(result.different_constants)
+            out.print(f"{same} of {result.constants} variables equal the frozen graph's constants bit for bit.")
+        if result.top1 is not None:
+            out.print(
+                f"{result.images} images: top-1 agrees on {result.top1:.0%}, top-5 in order on {result.top5:.0%}."
+            )
+        if result.passed:
+            worst = f"worst {result.worst.range_relative:.1e} at {result.worst.endpoint}"
+            out.print(
+                f"[bold green]passed[/]: {len(result.endpoints)} endpoints within {tolerance:g} of their range, {worst}."
+            )
+        else:
+            out.print(f"[bold red]failed[/]: {result.failure}", highlight=False)
+    if not result.passed:
+        raise typer.Exit(1)
