@@ -1,0 +1,173 @@
+"""Photos on disk: find them, and read each as the upright 8-bit RGB pixels a viewer shows."""
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+ImageSource = str | os.PathLike | bytes | Image.Image
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A file is there but is no picture that can be used; the message names it and says what to do."""
+
+
+def read_image(source: ImageSource) -> np.ndarray:
+    """Read one picture as RGB.
+
+    JPEG, PNG, BMP, WebP, GIF (its first frame) and what else Pillow knows. Plain pictures come out exactly as Pillow's
+    `Image.open(source).convert("RGB")` has them. Beyond that the EXIF orientation is applied, transparent pictures are
+    laid on white, and 16-bit ones keep their high byte (Pillow by itself clips a greyscale one to 255).
+
+    Args:
+        source: a path, the bytes of a file, or an image Pillow has opened.
+
+    Returns:
+        uint8 (H, W, 3), read-only.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImageError: a folder, an empty, truncated or unreadable file, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89
+            million unless changed: where Pillow begins to suspect a decompression bomb), or pixels of no known range.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "the PIL image")
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), f"an image of {len(source)} bytes")
+    path = Path(source)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder, not an image: find_images lists the images inside.")
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no image {path}: check the path.") from None
+    with file:
+        return _decode(file, str(path))
+
+
+def _decode(source: BinaryIO | Image.Image, name: str) -> np.ndarray:
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        _check_pixels(image.size, name)
+        image.load()
+        return np.asarray(_rgb(_upright(image), name))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _giant(name, str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        source.seek(0)
+        fault = (
+            "is not an image Pillow can read: convert it to JPEG or PNG"
+            if source.read(1)
+            else "is empty: copy it again"
+        )
+        raise ImageError(f"{name} {fault}.") from error
+    except Exception as error:  # decoders raise whatever they stumble upon: OSError, SyntaxError, struct.error...
+        raise ImageError(f"{name} is truncated or damaged ({error}): copy or download it again.") from error
+
+
+def _check_pixels(size: tuple[int, int], name: str) -> None:
+    """Pillow only warns between its limit and twice that; one limit is easier to live with."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        raise _giant(name, f"{size[0]} x {size[1]} pixels, over the limit of {limit}")
+
+
+def _giant(name: str, reason: str) -> ImageError:
+    return ImageError(
+        f"{name} is too large to be a photo ({reason}): "
+        "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if it can be trusted."
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        orientation = None
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bit(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """The high byte of 16-bit greyscale, which is also what Pillow keeps of 16-bit colour."""
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ImageError(
+            f"{name} holds {pixels.dtype} pixels from {pixels.min()} to {pixels.max()}, whose black and white nobody "
+            "can know: save it with 8 or 16 bits per channel."
+        )
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
+
+
+def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """The image files meant by some files and folders.
+
+    A file is taken as it is, whatever its name. A folder stands for every file below it whose suffix is in
+    `IMAGE_SUFFIXES` (in any case), sorted by path; hidden files and folders are passed over, links to folders are not
+    followed.
+
+    Args:
+        paths: one path or several.
+
+    Returns:
+        The files, in the order the paths were given.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ImageError: a folder without images.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    return [file for path in paths for file in _files(Path(path))]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no image or folder {path}: check the path.")
+    if not path.is_dir():
+        return [path]
+    found = sorted(_images_below(path))
+    if not found:
+        raise ImageError(
+            f"The folder {path} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are looked for."
+        )
+    return found
+
+
+def _images_below(folder: Path) -> Iterable[Path]:
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
