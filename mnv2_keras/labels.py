@@ -1,0 +1,93 @@
+"""What the classes are called: ImageNet, Pascal VOC and COCO, and probabilities put into words."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Prediction(NamedTuple):
+    """One class a model names: its index in the model's output, its label and its score."""
+
+    index: int
+    label: str
+    score: float
+
+
+@cache
+def _lines(name: str) -> tuple[str, ...]:
+    return tuple((files(__package__) / "label_files" / f"{name}.txt").read_text("utf-8").splitlines())
+
+
+def imagenet_labels(classes: int = 1001) -> tuple[str, ...]:
+    """The ImageNet (ILSVRC 2012) labels in the order of a classifier's outputs.
+
+    Args:
+        classes: 1001 as TF-Slim's checkpoints have them (index 0 is "background", 1 is "tench, Tinca tinca"),
+            or 1000 without the background, as Keras Applications counts (0 is "tench, Tinca tinca").
+
+    Raises:
+        ValueError: any other number of classes.
+    """
+    if classes not in (1000, 1001):
+        raise ValueError(
+            f"ImageNet has no list of {classes} labels: ask for 1001 (index 0 is the background) or 1000 (without it)."
+        )
+    return _lines("imagenet")[-classes:]
+
+
+def voc_labels() -> tuple[str, ...]:
+    """The 21 labels of Pascal VOC segmentation: index 0 is "background", 1 "aeroplane", 20 "tvmonitor"."""
+    return _lines("voc")
+
+
+def coco_labels() -> dict[int, str]:
+    """The labels of COCO by their published id: 80 names with ids 1 to 90.
+
+    Ten ids (12, 26, 29, 30, 45, 66, 68, 69, 71 and 83) were dropped from the published set, though detectors trained on
+    it keep an output for them: `coco_labels().get(id)` is None there. Id 0 is the background.
+    """
+    return {int(number): label for number, label in (line.split(" ", 1) for line in _lines("coco"))}
+
+
+def decode_predictions(probs, top: int = 5, labels: Sequence[str] | None = None) -> list[list[Prediction]]:
+    """The best classes of each image, best first.
+
+    Args:
+        probs: (B, classes) or (classes,) scores of one or several images, anything NumPy can read; probabilities or
+            logits.
+        top: how many classes to name, at least 1; all of them when there are fewer.
+        labels: one label per class. By default ImageNet's, when there are 1001 (with background) or 1000 classes.
+
+    Returns:
+        One list per image (also for a single row) of `Prediction(index, label, score)`, in descending order of score,
+        the lower index first where scores are equal. The index counts from 0 in the given array.
+
+    Raises:
+        ValueError: another rank, NaN, `top` below 1, or labels that do not match the number of classes.
+    """
+    scores = np.asarray(probs, np.float64)
+    if scores.ndim not in (1, 2):
+        raise ValueError(f"decode_predictions takes scores of shape (B, classes) or (classes,), not {scores.shape}.")
+    scores = np.atleast_2d(scores)
+    classes = scores.shape[1]
+    if top < 1:
+        raise ValueError(f"top is {top}: ask for at least 1 class.")
+    if labels is None:
+        if classes not in (1000, 1001):
+            raise ValueError(
+                f"There are no labels for {classes} classes (ImageNet has 1001 or 1000): give labels=, one per class."
+            )
+        labels = imagenet_labels(classes)
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels were given for {classes} classes: give one label per class.")
+    if np.isnan(scores).any():
+        image = int(np.isnan(scores).any(axis=1).argmax())
+        raise ValueError(f"The scores of image {image} hold NaN: check the model's weights and its input.")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        [Prediction(index, labels[index], row[index]) for index in order]
+        for order, row in zip(best.tolist(), scores.tolist(), strict=True)
+    ]
