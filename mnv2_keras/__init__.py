@@ -8,16 +8,18 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
+    "analysis": ["analyze", "analyze_deeplab", "analyze_ssdlite", "summary_table"],
     "architecture": ["TABLE_2", "Block", "Plan", "Row", "make_divisible", "make_plan"],
     "taps": ["blocks", "endpoints", "feature_extractor", "feature_info", "freeze"],
     "models.classifier": ["build_mobilenetv2"],
+    "models.deeplab": ["build_deeplabv3_mobilenetv2"],
     "models.conversion": ["convert_checkpoint", "verify_checkpoint", "verify_model"],
     "weights": ["load_checkpoint", "save_checkpoint"],
     "fetch": ["fetch_checkpoint"],
-    "images": ["find_images", "read_image"],
-    "labels": ["decode_predictions", "imagenet_labels"],
-    "preprocessing": ["preprocess_image"],
-    "registry": ["get_checkpoint", "list_checkpoints", "register_checkpoint"],
+    "images": ["ImageError", "find_images", "read_image"],
+    "labels": ["Prediction", "coco_labels", "decode_predictions", "imagenet_labels", "voc_labels"],
+    "preprocessing": ["normalize_image", "preprocess_image"],
+    "registry": ["CheckpointRecord", "get_checkpoint", "list_checkpoints", "register_checkpoint"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
