@@ -8,7 +8,7 @@ endpoint by these names.
 from dataclasses import dataclass
 
 import keras
-from keras import layers, ops
+from keras import layers
 
 from mnv2_keras.architecture import Block, Convolution, Part, Plan
 
@@ -119,15 +119,33 @@ def depthwise(x, name: str, style: Style, stride=1, rate=1):
     return _finish(x, name, style, linear=False)
 
 
+@keras.saving.register_keras_serializable(package="mnv2_keras")
+class ChannelSlice(layers.Layer):
+    """Channels `start` to `stop` of a (B, H, W, C) map. (A bare Keras operation cannot be loaded from an `.h5` file.)"""
+
+    def __init__(self, start: int, stop: int, **options):
+        super().__init__(**options)
+        self.start, self.stop = start, stop
+
+    def call(self, x):
+        """(B, H, W, C) to (B, H, W, stop - start)."""
+        return x[..., self.start : self.stop]
+
+    def get_config(self) -> dict:
+        """What `.keras` and `.h5` files keep of the layer."""
+        return super().get_config() | {"start": self.start, "stop": self.stop}
+
+
 def pointwise(x, parts: tuple[Part, ...], scope: str, style: Style, linear=False):
     """A 1x1 convolution, whole or in groups that each see their own part of the input (TF-Slim `split_conv`)."""
     if len(parts) == 1:
         return convolution(x, parts[0].outputs, 1, f"{scope}-{parts[0].name}", style, linear=linear)
-    cuts = [sum(part.inputs for part in parts[:i]) for i in range(1, len(parts))]
-    pieces = [
-        convolution(piece, part.outputs, 1, f"{scope}-{part.name}", style, linear=linear)
-        for piece, part in zip(ops.split(x, cuts, axis=-1), parts, strict=True)
-    ]
+    pieces, start = [], 0
+    for part in parts:
+        name = f"{scope}-{part.name}"
+        piece = ChannelSlice(start, start + part.inputs, name=f"{name}-slice")(x)
+        pieces.append(convolution(piece, part.outputs, 1, name, style, linear=linear))
+        start += part.inputs
     return layers.Concatenate(name=f"{scope}-{parts[0].name.split('_')[0]}-concat")(pieces)
 
 

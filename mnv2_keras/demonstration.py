@@ -52,14 +52,14 @@ def demonstrate() -> Iterator[Fact]:
         same = [np.array_equal(a, b) for a, b in zip(model.get_weights(), converted.get_weights(), strict=True)]
         yield Fact(
             all(same) and converted.input_shape == model.input_shape,
-            f"converted it back, alpha, classes, resolution read from the file: {sum(same)} of {len(same)} weights equal to the bit",
+            f"converted it back, alpha, classes and size read from the file: {sum(same)} of {len(same)} weights equal to the bit",
         )
         receipt = verify_checkpoint(prefix, goldens=golden.path)
     yield Fact(
         receipt.passed,
         receipt.failure
         or f"verified against the genuine TF-Slim program: {len(receipt.endpoints)} tensors, worst "
-        f"{receipt.worst.range_relative:.1e} of its range (at most {receipt.tolerance:g} passes; TF-Slim differs from itself by 5e-5)",
+        f"{receipt.worst.range_relative:.1e} of its range ({receipt.tolerance:g} passes; TF-Slim differs from itself by 5e-5)",
     )
     images, genuine = golden.input(), golden.outputs()["net"]
     ours = decode_predictions(converted(images), top=3)

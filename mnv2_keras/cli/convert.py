@@ -44,10 +44,10 @@ def convert(
 
     Example: mnv2 convert mobilenet_v2_1.0_224.tgz -o mobilenet.keras
     """
-    from mnv2_keras.models.conversion import open_model
-    from mnv2_keras.weights import save_model
-
     with working("converting"):
+        from mnv2_keras.models.conversion import open_model
+        from mnv2_keras.weights import save_model
+
         model, transfer = open_model(weights, ema=ema, classes=classes, size=_input_shape(resolution))
         path = save_model(model, output)
     if as_json:

@@ -31,9 +31,9 @@ def verify(
 
     Example: mnv2 verify mobilenet_v2_1.0_224.tgz --images photos/ -o receipt.json
     """
-    from mnv2_keras.models.conversion import verify_checkpoint
-
     with working("converting, comparing"):
+        from mnv2_keras.models.conversion import verify_checkpoint
+
         result = verify_checkpoint(weights, images=images, goldens=goldens, tolerance=tolerance, ema=ema)
         if receipt:
             result.save(receipt)

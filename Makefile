@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer, make and git: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Without a display and without TensorFlow's start-up chatter.
+export MPLBACKEND := Agg
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-slow test-backends lint notebooks bench clean
+
+demo: $(STAMP)
+	$(BIN)/mnv2 demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95 -m "not slow and not backends"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-backends: $(VENV)/.installed-backends
+	$(BIN)/python -m pytest -m backends
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(STAMP)
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/keras_applications.py
+
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mnv2_keras needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-backends: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints-backends.txt --editable '.[test,backends]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: words, numbers, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from mnv2_keras.cli import main
+
+COMMANDS = ("list", "fetch", "convert", "verify", "predict", "summary", "demo")
+
+
+def run(monkeypatch, *arguments):
+    """Run `mnv2` in this process."""
+    monkeypatch.setattr("mnv2_keras.cli.screen.out.width", 200, raising=False)
+    return CliRunner().invoke(main.app, [str(each) for each in arguments])
+
+
+def mnv2(capsys, monkeypatch, *arguments):
+    """Run `mnv2` as its entry point does."""
+    monkeypatch.setattr(sys, "argv", ["mnv2", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main.main()
+    captured = capsys.readouterr()
+    return exit_.value.code or 0, captured.out, captured.err
+
+
+def test_help_and_list_import_no_tensorflow():
+    code = """
+import sys
+from mnv2_keras.cli import main
+for arguments in (["--help"], ["list", "--json"], ["summary", "--json"]):
+    try:
+        main.app(arguments)
+    except SystemExit as done:
+        assert not done.code, arguments
+heavy = {"tensorflow", "keras", "tensorflow_datasets", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, monkeypatch):
+    result = run(monkeypatch, command, "--help")
+    assert result.exit_code == 0
+    if command != "demo":
+        assert f"Example: mnv2 {command}" in result.output
+
+
+def test_version(monkeypatch):
+    import mnv2_keras
+
+    assert run(monkeypatch, "--version").output == f"mnv2_keras {mnv2_keras.__version__}\n"
+
+
+def test_list(monkeypatch):
+    records = json.loads(run(monkeypatch, "list", "--task", "classification", "--alpha", "0.35", "--json").output)
+    floats = [record for record in records if not record["quantized"]]
+    assert {record["resolution"] for record in floats} == {224, 192, 160, 128, 96}
+    assert "mobilenet_v2_0.35_96" in run(monkeypatch, "list").output
+
+
+def test_summary(monkeypatch):
+    rows = json.loads(run(monkeypatch, "summary", "--alpha", "0.75", "--resolution", "160", "--json").output)["rows"]
+    total = rows[-1]
+    assert (total["multiply_adds"] // 10**6, round(total["parameters"] / 1e6, 2)) == (107, 2.61)  # as published
+    text = run(monkeypatch, "summary").output
+    assert "300,775,552" in text
+    paper = json.loads(run(monkeypatch, "summary", "--paper", "--json").output)
+    assert {row["table"] for row in paper} >= {3}
+    assert "published" in run(monkeypatch, "summary", "--paper").output
+
+
+def test_verify(testdata, capsys, monkeypatch, tmp_path):
+    archive = testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"
+    code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "-o", tmp_path / "receipt.json")
+    assert code == 0
+    assert "passed: 72 endpoints within 0.0003" in out
+    assert "262 of 262 variables equal the frozen graph's constants bit for bit" in out
+    assert json.loads((tmp_path / "receipt.json").read_text())["passed"]
+
+    code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "--raw", "--json")
+    assert code == 1
+    assert json.loads(out)["passed"] is False
+    code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "--raw")
+    assert code == 1
+    assert "failed: 158 of 262 variables" in out
+
+
+def test_convert_and_back(testdata, capsys, monkeypatch, tmp_path):
+    archive = testdata / "checkpoints" / "v1_format" / "mobilenet_v2_0.1_32.ckpt"
+    code, out, _ = mnv2(capsys, monkeypatch, "convert", archive, "-o", tmp_path / "a.keras")
+    assert code == 0
+    assert "262 weights: 0 averaged, 262 as they are" in out
+    code, out, _ = mnv2(capsys, monkeypatch, "convert", tmp_path / "a.keras", "-o", tmp_path / "b.ckpt", "--json")
+    assert code == 0
+    assert json.loads(out)["transfer"] is None
+    code, out, _ = mnv2(
+        capsys,
+        monkeypatch,
+        "convert",
+        tmp_path / "b.ckpt",
+        "-o",
+        tmp_path / "c.keras",
+        "--resolution",
+        "48x64",
+        "--json",
+    )
+    assert code == 0
+    assert len(json.loads(out)["transfer"]["taken"]) == 262
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("verify", "nowhere.tgz"), "nowhere.tgz does not exist"),
+        (("convert", "nowhere.keras", "-o", "x.keras"), "nowhere.keras does not exist"),
+        (("predict", "nowhere.jpg"), "nowhere.jpg"),
+        (("fetch", "mobilenet_v2_1.0_225"), "mobilenet_v2_1.0_224"),
+        (("summary", "--alpha", "0"), "alpha is 0.0: expected a finite number above 0"),
+        (("summary", "--resolution", "big"), "--resolution is 'big'"),
+        (("list", "--task", "cooking"), "cooking"),
+    ],
+)
+def test_bad_use(capsys, monkeypatch, arguments, message):
+    code, out, err = mnv2(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err + out
+
+
+def test_demo(capsys, monkeypatch):
+    code, out, _ = mnv2(capsys, monkeypatch, "demo")
+    assert code == 0
+    assert out.count("ok") >= 6
+    assert "NOT" not in out
+    assert len(out.splitlines()) <= 14
+
+
+def test_demo_says_when_a_proof_fails(capsys, monkeypatch):
+    from mnv2_keras import demonstration
+
+    facts = [demonstration.Fact(True, "one"), demonstration.Fact(False, "two")]
+    monkeypatch.setattr(demonstration, "demonstrate", lambda: iter(facts))
+    code, out, _ = mnv2(capsys, monkeypatch, "demo")
+    assert code == 1
+    assert "NOT  two" in out
