@@ -102,6 +102,9 @@ _SCOPE = re.compile(
     r"(?:FeatureExtractor/)?MobilenetV2/(?:(Conv|Conv_1|Logits)|expanded_conv(?:_(\d+))?/([a-z]+)(?:_part_(\d+))?)/"
 )
 _STAGES = {"expand": 0, "depthwise": 1, "project": 2}
+#: The detector's extra maps, each a narrow 1x1 and a wide one with or without a depthwise; then its predictors, map by map.
+_EXTRA = re.compile(rf"{DETECTOR}/layer_\d+_([12])_Conv2d_(\d+)_\w+?(_depthwise)?/")
+_PREDICTOR = re.compile(r"BoxPredictor_(\d+)/(BoxEncoding|Class)Predictor(_depthwise)?/")
 #: DeepLab's head in the order it is created in, branch after branch.
 _SEGMENTER = re.compile(
     r"(image_pooling)|aspp(\d+)(?:_(depthwise|pointwise))?|(concat_projection)|"
@@ -113,10 +116,19 @@ def depth(variable: str) -> tuple[float, int, int]:
     """Where a variable stands in the network: sorts as TF-Slim runs. Heads other than the classifier's come last."""
     match = _SCOPE.match(variable)
     if not match:
-        return (float("inf"), *_segmenter_depth(variable))
+        return (float("inf"), *(_detector_depth(variable) or _segmenter_depth(variable)))
     if match[1]:
         return {"Conv": (-1.0, 0, 0), "Conv_1": (1e6, 0, 0), "Logits": (1e6, 1, 0)}[match[1]]
     return (float(match[2] or 0), _STAGES.get(match[3], 3), int(match[4] or 0))
+
+
+def _detector_depth(variable: str) -> tuple[int, int] | None:
+    """The same within the detector's head: (map, layer of the map); None for other heads."""
+    if match := _EXTRA.match(variable):
+        return int(match[2]), 0 if match[1] == "1" else 2 - bool(match[3])
+    if match := _PREDICTOR.match(variable):
+        return 1000 + int(match[1]), 2 * (match[2] == "Class") + (not match[3])
+    return None
 
 
 def _segmenter_depth(variable: str) -> tuple[int, int]:

@@ -1,0 +1,211 @@
+"""Boxes: the anchors of SSD, the code that moves them, overlaps, and suppression. Boxes are ymin, xmin, ymax, xmax.
+
+Everything but the anchors is TensorFlow, for batches, and runs in a graph as well as eagerly.
+
+Source: Object Detection API `multiple_grid_anchor_generator`, `faster_rcnn_box_coder`, `post_processing`.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+#: Of the published configurations; the proto holds float32.
+MIN_SCALE, MAX_SCALE = float(np.float32(0.2)), float(np.float32(0.95))
+ASPECT_RATIOS = (1.0, 2.0, 0.5, 3.0, float(np.float32(0.3333)))
+MAPS = 6
+#: Input pixels per step of the first map; each later one has twice as many.
+FIRST_STRIDE = 16
+#: What the box code multiplies offsets of the centre, and logarithms of the size, with.
+CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
+_EPSILON = 1e-8
+
+
+def _anchor_shapes() -> list[list[tuple[float, float]]]:
+    """(scale, aspect ratio) of the anchors of each map, in the order of the predictors' channels."""
+    scales = [MIN_SCALE + (MAX_SCALE - MIN_SCALE) * i / (MAPS - 1) for i in range(MAPS)] + [1.0]
+    lowest = [(0.1, 1.0), (scales[0], 2.0), (scales[0], 0.5)]
+    others = [
+        [*((scale, ratio) for ratio in ASPECT_RATIOS), (math.sqrt(scale * after), 1.0)]
+        for scale, after in itertools.pairwise(scales[1:])
+    ]
+    return [lowest, *others]
+
+
+def ssd_anchors(input_shape) -> np.ndarray:
+    """The anchors of SSD and SSDLite for one size of image.
+
+    Source: Object Detection API `multiple_grid_anchor_generator.create_ssd_anchors`, `reduce_boxes_in_lowest_layer`. They are
+    not clipped: those at the border reach over it.
+
+    Args:
+        input_shape: (H, W) or (H, W, C) in pixels, as the network's.
+
+    Returns:
+        float32 (A, 4): ymin, xmin, ymax, xmax as parts of the image's height and width. By map, row, column and shape, as the
+        network's outputs. 300 x 300 has 1917, 320 x 320 has 2034.
+
+    Raises:
+        ValueError: no such shape.
+    """
+    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
+    if len(sides) not in (2, 3) or not all(isinstance(side, int | np.integer) and side > 0 for side in sides[:2]):
+        raise ValueError(
+            f"input_shape is {input_shape!r}: expected (height, width) or (height, width, channels) in pixels."
+        )
+    height, width = (int(side) for side in sides[:2])
+    anchors = []
+    for i, shapes in enumerate(_anchor_shapes()):
+        rows, columns = (-(-side // (FIRST_STRIDE << i)) for side in (height, width))
+        y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+        h = [scale / math.sqrt(ratio) * min(height, width) / height for scale, ratio in shapes]
+        w = [scale * math.sqrt(ratio) * min(height, width) / width for scale, ratio in shapes]
+        centres, sizes = np.stack([y, x], -1).reshape(-1, 1, 2), np.stack([h, w], -1)[None]
+        anchors.append(np.concatenate([centres - sizes / 2, centres + sizes / 2], -1).reshape(-1, 4))
+    return np.concatenate(anchors).astype(np.float32)
+
+
+def _centre_and_size(boxes):
+    """(..., 4) corners to (..., 2) centres and (..., 2) sizes."""
+    low, high = tf.split(boxes, 2, axis=-1)
+    return low + (high - low) / 2, high - low
+
+
+def encode_boxes(boxes, anchors):
+    """Boxes as the network says them: relative to anchors.
+
+    Source: Object Detection API `faster_rcnn_box_coder`, scales 10, 10, 5, 5.
+
+    Args:
+        boxes: (..., A, 4) corners.
+        anchors: (A, 4) corners.
+
+    Returns:
+        float32 (..., A, 4): ty, tx, th, tw.
+    """
+    boxes, anchors = (tf.cast(each, tf.float32) for each in (boxes, anchors))
+    (centre, size), (anchor_centre, anchor_size) = _centre_and_size(boxes), _centre_and_size(anchors)
+    size, anchor_size = size + _EPSILON, anchor_size + _EPSILON
+    offset = (centre - anchor_centre) / anchor_size * CENTRE_SCALE
+    return tf.concat([offset, tf.math.log(size / anchor_size) * SIZE_SCALE], axis=-1)
+
+
+def decode_boxes(encodings, anchors):
+    """What the network says, as boxes; the inverse of `encode_boxes`.
+
+    Args:
+        encodings: (..., A, 4): ty, tx, th, tw.
+        anchors: (A, 4) corners.
+
+    Returns:
+        float32 (..., A, 4) corners, not clipped; the high ones are never below the low ones.
+    """
+    encodings, anchors = (tf.cast(each, tf.float32) for each in (encodings, anchors))
+    anchor_centre, anchor_size = _centre_and_size(anchors)
+    offset, log_size = tf.split(encodings, 2, axis=-1)
+    centre = offset / CENTRE_SCALE * anchor_size + anchor_centre
+    half = tf.exp(log_size / SIZE_SCALE) * anchor_size / 2
+    return tf.concat([centre - half, centre + half], axis=-1)
+
+
+def area(boxes):
+    """(..., 4) corners to (...)."""
+    ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
+    return (ymax - ymin) * (xmax - xmin)
+
+
+def intersection_over_union(boxes, others):
+    """How much each box overlaps each other one.
+
+    Source: Object Detection API `box_list_ops.iou`: 0 where nothing is common, also for boxes without area.
+
+    Args:
+        boxes: (..., N, 4).
+        others: (..., M, 4).
+
+    Returns:
+        float32 (..., N, M), 0 to 1.
+    """
+    boxes, others = tf.cast(boxes, tf.float32)[..., :, None, :], tf.cast(others, tf.float32)[..., None, :, :]
+    low, high = tf.maximum(boxes[..., :2], others[..., :2]), tf.minimum(boxes[..., 2:], others[..., 2:])
+    common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)
+    return tf.where(common > 0, common / (area(boxes) + area(others) - common), 0.0)
+
+
+def clip_boxes(boxes, window):
+    """Cut boxes (B, N, 4) at windows (B, 4)."""
+    low, high = tf.split(window[:, None, :], 2, axis=-1)
+    return tf.concat([tf.clip_by_value(each, low, high) for each in tf.split(boxes, 2, axis=-1)], axis=-1)
+
+
+def change_frame(boxes, window):
+    """Boxes (B, N, 4) as parts of windows (B, 4): the window's corners become 0, 0 and 1, 1."""
+    low, high = tf.split(window[:, None, :], 2, axis=-1)
+    size = high - low
+    return tf.concat([(each - low) / size for each in tf.split(boxes, 2, axis=-1)], axis=-1)
+
+
+def suppress(boxes, scores, wanted, max_per_class: int, max_total: int, iou_threshold: float):
+    """Greedy non-maximum suppression class by class, then the best of all classes.
+
+    The same choice, in the same order, as suppressing each class by itself over all boxes, joining the classes and sorting
+    (equal scores: the lower class, then the lower box first). It looks at the best scores only, and at more where these were
+    not enough. `tf.image.combined_non_max_suppression` does the work, on ranks in place of scores: its order of equal scores
+    is undefined, and ranks are never equal.
+
+    Source: Object Detection API `post_processing.multiclass_non_max_suppression`.
+
+    Args:
+        boxes: float32 (B, N, 4), finite.
+        scores: float32 (B, C, N); -inf where a box is out of the question for a class.
+        wanted: bool (B, N): boxes that may be put out. The others suppress, and count for `max_per_class`, all the same.
+        max_per_class: boxes kept in each class.
+        max_total: boxes put out.
+        iou_threshold: a box goes when it overlaps a better one of its class by more.
+
+    Returns:
+        `scores` float32, `classes` int32, `indices` (into N) int32, each (B, max_total), zero after the first `num` int32 (B,).
+    """
+    shape = tf.shape(scores)
+    batch, classes, count = shape[0], shape[1], shape[2]
+    flat = tf.reshape(scores, [batch, -1])
+
+    def best(looked_at):
+        top, places = tf.math.top_k(flat, looked_at)  # equal scores: the lower place first
+        ranks = tf.range(looked_at, 0, -1)
+        ranks = tf.where(tf.math.is_finite(top), tf.cast(ranks, tf.float32), 0.0)
+        rows = tf.range(batch)[:, None] * tf.shape(flat)[1]
+        ranked = tf.scatter_nd(tf.reshape(rows + places, [-1, 1]), tf.reshape(ranks, [-1]), [tf.size(flat)])
+        kept = tf.image.combined_non_max_suppression(
+            boxes[:, :, None, :],
+            tf.transpose(tf.reshape(ranked, shape), [0, 2, 1]),
+            max_output_size_per_class=tf.minimum(max_per_class, count),
+            max_total_size=tf.minimum(looked_at, max_per_class * classes),
+            iou_threshold=iou_threshold,
+            score_threshold=0.0,
+            clip_boxes=False,
+        ).nmsed_scores
+        order = looked_at - tf.cast(tf.maximum(kept, 1.0), tf.int32)
+        place = tf.gather(places, order, batch_dims=1)
+        kept = tf.where(tf.gather(wanted, place % count, batch_dims=1), kept, 0.0)
+        lacking = tf.maximum(max_total - tf.shape(kept)[1], 0)
+        kept = tf.pad(kept, [[0, 0], [0, lacking]])
+        first, position = tf.math.top_k(kept, max_total)
+        place = tf.gather(tf.pad(place, [[0, 0], [0, lacking]]), position, batch_dims=1)
+        valid = first > 0
+        found = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+        # What was not looked at can still matter where too few were found and the last one looked at was no blank.
+        unfinished = tf.reduce_any((found < max_total) & tf.math.is_finite(top[:, -1]))
+        score = tf.where(valid, tf.gather(flat, place, batch_dims=1), 0.0)
+        return score, tf.where(valid, place, 0), found, unfinished
+
+    everything = tf.shape(flat)[1]
+    # Most boxes are other views of a few things: twenty times as many as are wanted usually hold them.
+    looked_at = tf.minimum(20 * max_total, everything)
+    _, score, place, found, _ = tf.while_loop(
+        lambda looked_at, score, place, found, unfinished: unfinished & (looked_at < everything),
+        lambda looked_at, *_: (tf.minimum(8 * looked_at, everything), *best(tf.minimum(8 * looked_at, everything))),
+        (looked_at, *best(looked_at)),
+    )
+    return {"scores": score, "classes": place // count, "indices": place % count, "num": found}
