@@ -13,8 +13,13 @@ _HOME = {
     "taps": ["blocks", "endpoints", "feature_extractor", "feature_info", "freeze"],
     "models.classifier": ["build_mobilenetv2"],
     "models.deeplab": ["build_deeplabv3_mobilenetv2"],
-    "models.conversion": ["convert_checkpoint", "verify_checkpoint", "verify_model"],
-    "weights": ["load_checkpoint", "save_checkpoint"],
+    "models.ssdlite": ["build_ssdlite_mobilenetv2"],
+    "boxes": ["ssd_anchors"],
+    "detection": ["postprocess_detections", "preprocess_detection_image"],
+    "convert.assign": ["Transfer"],
+    "convert.receipt": ["Receipt"],
+    "models.conversion": ["convert_checkpoint", "open_model", "verify_checkpoint", "verify_model"],
+    "weights": ["load_checkpoint", "save_checkpoint", "save_model"],
     "fetch": ["fetch_checkpoint"],
     "images": ["ImageError", "find_images", "read_image"],
     "labels": ["Prediction", "coco_labels", "decode_predictions", "imagenet_labels", "voc_labels"],
@@ -27,6 +32,8 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str):
+    if name == "analysis":  # a module to be used as one: mnv2_keras.analysis.table_3()
+        return importlib.import_module(f"{__name__}.analysis")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

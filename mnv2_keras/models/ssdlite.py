@@ -278,8 +278,6 @@ def compare_with_graph(receipt: Receipt, model: keras.Model, graph: FrozenGraph,
         genuine = graph.run(feed, nodes)
         values = _values(model, batch) | {"input": batch}
         kept = postprocess_detections(*(genuine[name] for name in _POSTPROCESSED))
-            *(genuine[name] for name in ("box_encodings", "class_predictions_with_background", "anchors"))
-        )
         values |= {f"detection_{name}": kept[name].numpy() for name in ("boxes", "scores", "classes")}
         values |= {"num_detections": kept["num"].numpy()}
         genuine["detection_classes"] -= (
