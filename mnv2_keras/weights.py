@@ -1,7 +1,9 @@
 """Weights into a model that is built, from wherever they are; and out again as a TF-Slim checkpoint."""
 
 import logging
+import math
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,8 +12,7 @@ import keras
 
 from mnv2_keras.convert.assign import Transfer, load_variables, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
-from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.recognition import recognise
+from mnv2_keras.convert.names import depth, variables
 from mnv2_keras.fetch import fetch_checkpoint
 from mnv2_keras.registry import get_checkpoint, imagenet_checkpoint, list_checkpoints
 
@@ -47,20 +48,35 @@ def fill(model: keras.Model, weights, alpha: float, resolution: int | None) -> N
 
 
 def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
-    """Fill a fresh model; a classifier of another number of classes keeps its new head, and the log says so."""
-    ours = variables(model)
-    found = recognise(network_shapes(checkpoint.shapes), checkpoint.source.name)
-    wanted, held = _classes(ours), found and found.classes
-    new_head = bool(wanted and held and wanted != held and (held, wanted) != (1001, 1000))
-    transfer = load_variables(ours, checkpoint, ema, new_head)
-    if new_head:
+    """Fill a fresh model; a head the file does not have (of other classes, of another task) stays new, and the log says so."""
+    ours, theirs = variables(model), network_shapes(checkpoint.shapes)
+    new = _new_head(ours, theirs)
+    transfer = load_variables(ours, checkpoint, ema, new)
+    if new:
+        held, wanted = _classes(theirs), _classes({name: variable.shape for name, variable in ours.items()})
         log.warning(
-            "%s has %d classes: its backbone is kept, the head of %d classes is new and untrained.",
+            "%s has %s classes: its backbone is kept, the head of %s classes is new and untrained.",
             checkpoint.source.name,
-            held,
+            held or "no",
             wanted,
         )
     return transfer
+
+
+def _new_head(ours: dict, theirs: dict) -> list[str]:
+    """The weights a file cannot fill: a predictor of other classes, or a whole head over a classifier's backbone."""
+    heads = [name for name in ours if _is_head(name)]
+    if heads and not any(map(_is_head, theirs)):
+        return heads
+    held, wanted = _classes(theirs), _classes({name: variable.shape for name, variable in ours.items()})
+    if not held or not wanted or held == wanted or (held, wanted) == (1001, 1000):
+        return []
+    return [name for name in ours if _PREDICTOR.search(name)]
+
+
+def _is_head(variable: str) -> bool:
+    """Whether a variable stands beside the backbone, in a detector's or a segmenter's head."""
+    return depth(variable)[0] == math.inf
 
 
 def load_keras_file(path: Path) -> keras.Model:
@@ -82,8 +98,10 @@ def _fill_from_keras_file(model: keras.Model, path: Path) -> None:
     """A `.weights.h5`, or every weight of a whole saved model, matched by name."""
     if path.name.endswith(".weights.h5"):
         try:
-            model.load_weights(path)
-        except (ValueError, OSError, KeyError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Keras only warns of layers it found no weights for
+                model.load_weights(path)
+        except (ValueError, OSError, KeyError, UserWarning) as error:
             raise ValueError(
                 f"{path} does not fit the model ({error}): build it with the options it was saved with."
             ) from error
@@ -99,9 +117,15 @@ def _fill_from_keras_file(model: keras.Model, path: Path) -> None:
         variable.assign(theirs[name])
 
 
-def _classes(found: dict) -> int | None:
-    """Classes of the classifier among a model's variables; None without one."""
-    return next((variable.shape[0] for name, variable in found.items() if name.endswith("/Conv2d_1c_1x1/biases")), None)
+#: What knows the classes: the classifier's last convolution, the segmenter's.
+_PREDICTOR = re.compile(r"/Logits/Conv2d_1c_1x1/|^logits/semantic/")
+
+
+def _classes(shapes: dict) -> int | None:
+    """Classes a network's variables predict; None without a predictor."""
+    return next(
+        (shape[0] for name, shape in shapes.items() if _PREDICTOR.search(name) and name.endswith("/biases")), None
+    )
 
 
 def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = True) -> Transfer:

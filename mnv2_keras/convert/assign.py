@@ -1,6 +1,6 @@
 """Arrays into a model and out of it: an exact transfer, or an exception that shows both sides, and the model untouched."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,21 +102,20 @@ def _listed(names) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True, new_head: bool = False) -> Transfer:
+def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True, new: Collection[str] = ()) -> Transfer:
     """Fill a model's weights from a checkpoint: every one of them, or none.
 
     Args:
         variables: TF-Slim name to Keras variable (`names.variables`).
         checkpoint: the opened file.
         ema: take the average where a variable has one.
-        new_head: leave the classifier's own weights as they are.
+        new: names of weights that are left as they are (a new head).
 
     Raises:
         ValueError: missing, extra, wrongly shaped or non-finite variables; the model is as it was.
     """
     source, file_shapes = checkpoint.source, network_shapes(checkpoint.shapes)
-    head = [name for name in variables if "/Logits/" in name] if new_head else []
-    wanted = {name: variable for name, variable in variables.items() if name not in head}
+    wanted = {name: variable for name, variable in variables.items() if name not in new}
     model_shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
 
     missing = [name for name in wanted if name not in file_shapes]
@@ -125,7 +124,7 @@ def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True,
     for name in checkpoint.shapes:
         if name not in file_shapes:
             left_out[name] = _side(name, checkpoint.shapes)
-        elif name in head:
+        elif name in new:
             left_out[name] = "variables of the old head"
         elif name not in wanted:
             if depth(name) > end:
@@ -173,7 +172,7 @@ def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True,
     left_out |= {name: "raw variables that have an average" for name in wanted if name not in used}
     for name, value in values.items():
         variables[name].assign(value)
-    return Transfer(taken, left_out, tuple(head), bool(background))
+    return Transfer(taken, left_out, tuple(new), bool(background))
 
 
 def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:

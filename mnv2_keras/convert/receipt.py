@@ -38,6 +38,7 @@ class Receipt:
         constants: variables compared bit for bit with the frozen graph's constants.
         different_constants: those that differ.
         top1, top5: share of the images with the same first class, and the same five in order; None without a classifier.
+        pixels: share of the pixels with the same label; None without a segmenter.
         images: number of images compared.
         failure: what went wrong first, or None.
     """
@@ -52,6 +53,7 @@ class Receipt:
     different_constants: list[str] = field(default_factory=list)
     top1: float | None = None
     top5: float | None = None
+    pixels: float | None = None
     images: int = 0
     failure: str | None = None
 

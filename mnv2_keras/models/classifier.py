@@ -1,12 +1,17 @@
 """MobileNetV2, the classifier and the bare backbone."""
 
+from pathlib import Path
+
 import keras
 
 from mnv2_keras.architecture import TABLE_2, Plan, make_plan
 from mnv2_keras.backbone import Style, backbone
+from mnv2_keras.convert import verify
 from mnv2_keras.convert.assign import Transfer, network_shapes
-from mnv2_keras.convert.checkpoint import Checkpoint
+from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
+from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
+from mnv2_keras.convert.receipt import Receipt
 from mnv2_keras.convert.recognition import recognise
 from mnv2_keras.heads.classification import classification
 from mnv2_keras.weights import fill, fill_from_checkpoint
@@ -171,6 +176,20 @@ def _check_size(height: int | None, width: int | None, plan: Plan, final_endpoin
 def holds(shapes) -> bool:
     """Whether these variables are a classifier's or a bare backbone's."""
     return recognise(shapes) is not None
+
+
+#: A classifier against the frozen graph beside its checkpoint.
+compare_with_graph = verify.compare_with_graph
+
+
+def compare_with_goldens(receipt: Receipt, checkpoint: Checkpoint, ema: bool, path: Path) -> None:
+    """Fill a receipt from every run of TF-Slim in a folder whose network the checkpoint holds."""
+    matching = find_goldens(path, network_shapes(checkpoint.shapes))
+    for golden in matching:
+        arrays = golden.path.with_suffix(".npz")
+        receipt.sha256[arrays.name] = sha256_of(arrays)
+        model, _ = convert(checkpoint, ema, None, golden.options)
+        verify.compare_with_golden(receipt, model, golden, prefix=f"{golden.tag}: " if len(matching) > 1 else "")
 
 
 def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dict) -> tuple[keras.Model, Transfer]:

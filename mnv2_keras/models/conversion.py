@@ -8,16 +8,14 @@ import keras
 
 from mnv2_keras.convert.assign import Transfer, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, sha256_of
-from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.receipt import Receipt
 from mnv2_keras.convert.recognition import recognise
-from mnv2_keras.convert.verify import compare_with_golden, compare_with_graph
-from mnv2_keras.models import classifier
+from mnv2_keras.models import classifier, deeplab, ssdlite
 from mnv2_keras.weights import KERAS_FILES, find_weights, load_keras_file
 
 #: The modules that convert what they hold; the first that knows the variables is asked, the classifier in the end.
-TASKS = (classifier,)
+TASKS = (deeplab, ssdlite, classifier)
 
 
 def task_of(checkpoint: Checkpoint):
@@ -78,7 +76,7 @@ def verify_model(model: keras.Model, path: str | os.PathLike, *, images=None, to
     with open_checkpoint(find_weights(path)) as checkpoint:
         graph = _need_graph(checkpoint)
         receipt = _receipt(checkpoint, graph.path, tolerance)
-        compare_with_graph(receipt, model, graph, images)
+        task_of(checkpoint).compare_with_graph(receipt, model, graph, images)
     return receipt
 
 
@@ -111,19 +109,14 @@ def verify_checkpoint(
             graph = _need_graph(checkpoint)
             receipt = _receipt(checkpoint, graph.path, tolerance)
             model, _ = task_of(checkpoint).convert(checkpoint, ema, None, {})
-            compare_with_graph(receipt, model, graph, images)
+            task_of(checkpoint).compare_with_graph(receipt, model, graph, images)
             return receipt
         if images is not None:
             raise ValueError(
                 "images and goldens exclude each other: a golden holds the outputs for its own images only."
             )
-        matching = find_goldens(Path(goldens), network_shapes(checkpoint.shapes))
         receipt = _receipt(checkpoint, Path(goldens), tolerance)
-        for golden in matching:
-            arrays = golden.path.with_suffix(".npz")
-            receipt.sha256[arrays.name] = sha256_of(arrays)
-            model, _ = task_of(checkpoint).convert(checkpoint, ema, None, golden.options)
-            compare_with_golden(receipt, model, golden, prefix=f"{golden.tag}: " if len(matching) > 1 else "")
+        task_of(checkpoint).compare_with_goldens(receipt, checkpoint, ema, Path(goldens))
         return receipt
 
 

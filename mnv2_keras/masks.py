@@ -1,0 +1,120 @@
+"""A photo into a segmenter, and a mask of labels out of it: fitting, padding, colours, indexed PNG files."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mnv2_keras.images import ImageError
+from mnv2_keras.preprocessing import normalize_image
+
+#: The label of pixels that nobody judges: borders, padding.
+IGNORED = 255
+#: What photos are padded with; 0 once it is normalised.
+PADDING = 127.5
+
+
+def voc_palette(colours: int = 256) -> np.ndarray:
+    """Pascal VOC's colours: uint8 (colours, 3), black for label 0; label 255 is a pale cream.
+
+    Source: the VOC development kit's `VOClabelcolormap`: the label's bits, dealt to red, green and blue in turn, become the
+    colours' bits from the highest down.
+    """
+    labels = np.arange(colours)
+    palette = np.zeros((colours, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((labels >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
+    return palette
+
+
+def fit_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The photo itself where it fits into (height, width), else shrunk until it does, its aspect ratio kept (Lanczos).
+
+    uint8 (H, W, 3) to uint8 (h, w, 3).
+    """
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    if scale >= 1:
+        return image
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(smaller, Image.Resampling.LANCZOS))
+
+
+def pad_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A photo at the top left of an input of (height, width), grey (127.5) right of it and below, from -1 to 1.
+
+    Source: DeepLab's exporter, `input_preprocess.preprocess_image_and_label`.
+
+    Args:
+        image: (h, w, 3), 0 to 255, at most as large as `size`.
+        size: (height, width) of the network's input.
+
+    Returns:
+        float32 (height, width, 3).
+
+    Raises:
+        ValueError: the photo is larger.
+    """
+    height, width = image.shape[:2]
+    if height > size[0] or width > size[1]:
+        raise ValueError(f"a photo of {height} x {width} does not fit into {size[0]} x {size[1]}: use fit_photo first.")
+    padded = np.zeros((*size, 3), np.float32)
+    padded[:height, :width] = normalize_image(image)
+    return padded
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """A mask of labels: uint8 (H, W), from an indexed or greyscale 8-bit picture.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImageError: it is no picture, or one in colour, whose labels nobody can know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no mask {path}: check the path.")
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise ImageError(
+                    f"{path} has pixels of mode {image.mode}: a mask of labels is an indexed or greyscale 8-bit picture, "
+                    "each pixel its label."
+                )
+            # A bitmap's True is Pillow's 255: as a label it is 1.
+            return np.asarray(image).astype(np.uint8)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they stumble upon
+        raise ImageError(f"{path} is no mask Pillow can read ({error}): copy or make it again.") from error
+
+
+def save_mask(labels: np.ndarray, path: str | os.PathLike, palette: np.ndarray | None = None) -> Path:
+    """Write labels (H, W), 0 to 255, as an indexed PNG, all of it or nothing.
+
+    Args:
+        palette: uint8 (256, 3) colours; Pascal VOC's by default.
+    """
+    image = Image.fromarray(np.asarray(labels, np.uint8))
+    image.putpalette((voc_palette() if palette is None else palette).tobytes())
+    return save_picture(image, path)
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
+    """Write a PNG under a temporary name, sync it, and rename it."""
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        Path(draft).chmod(0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            image.save(file, "PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path
