@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/mnv2 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95 -m "not slow and not backends"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95 -m "not slow and not backends"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +40,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-backends: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints-backends.txt --editable '.[test,backends]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint constraints-backends.txt --editable '.[test,backends]'
 	touch $@
 
 clean:

@@ -182,16 +182,19 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
         return save_checkpoint(model, path)
     if path.suffix not in KERAS_FILES:
         raise ValueError(f"{path}: expected .keras, .h5, .weights.h5 or .ckpt.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        if path.name.endswith(".weights.h5"):
-            model.save_weights(draft)
-        else:
-            with warnings.catch_warnings():  # Keras advises against .h5; whoever asks for it knows
-                warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
-                model.save(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            if path.name.endswith(".weights.h5"):
+                model.save_weights(draft)
+            else:
+                with warnings.catch_warnings():  # Keras advises against .h5; whoever asks for it knows
+                    warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
+                    model.save(draft)
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+    except (OSError, RuntimeError) as error:  # h5py raises either for a disk that is full
+        raise OSError(f"{path} could not be written ({error}): what was there is unchanged.") from error
     return path

@@ -23,6 +23,7 @@ OPTIONS = [
 
 CHILD = """
 import sys
+sys.modules["tensorflow"] = None  # whoever imports it fails: another backend needs none
 import keras
 import numpy as np
 from mnv2_keras import build_mobilenetv2
@@ -43,7 +44,6 @@ for i, options in enumerate(eval(sys.stdin.read(), {})):
         again = keras.models.load_model(path)
         same = keras.ops.convert_to_numpy(again(keras.ops.convert_to_tensor(seeded_input(shape))))
         assert np.array_equal(same, results["0"])
-assert "tensorflow" not in sys.modules, "the builder needs no TensorFlow on another backend"
 np.savez(out, **results)
 """
 

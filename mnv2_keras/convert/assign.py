@@ -70,7 +70,8 @@ def _side(name: str, shapes: Mapping) -> str | None:
 
 def _shape_error(source, model_shapes: Mapping, file_shapes: Mapping, wrong: list[str]) -> str:
     """One sentence where the cause is known, the list of shapes otherwise."""
-    ours, theirs = recognise(model_shapes), recognise(file_shapes, str(getattr(source, "name", source)))
+    # The same hint for both: where several alphas have the same widths, both are called the same.
+    ours, theirs = (recognise(shapes, source.name) for shapes in (model_shapes, file_shapes))
     if ours and theirs:
         if ours.channels != theirs.channels:
             return (
@@ -140,7 +141,7 @@ def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True,
     else:
         background = []
     if missing or extra:
-        if wrong and _known_difference(model_shapes, file_shapes):
+        if wrong and _known_difference(source, model_shapes, file_shapes):
             raise ValueError(_shape_error(source, model_shapes, file_shapes, wrong))
         raise ValueError(
             f"{source} and the model do not hold the same variables: {len(missing)} missing from the file"
@@ -179,8 +180,8 @@ def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:
     return file_shape[-1] == 1001 and model_shape[-1] == 1000 and file_shape[:-1] == model_shape[:-1]
 
 
-def _known_difference(model_shapes: Mapping, file_shapes: Mapping) -> bool:
-    ours, theirs = recognise(model_shapes), recognise(file_shapes)
+def _known_difference(source, model_shapes: Mapping, file_shapes: Mapping) -> bool:
+    ours, theirs = (recognise(shapes, source.name) for shapes in (model_shapes, file_shapes))
     return bool(ours and theirs and (ours.alpha != theirs.alpha or ours.channels != theirs.channels))
 
 
