@@ -1,0 +1,114 @@
+"""`mnv2 export`: a .tflite file for phones, and the report of what it lost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mnv2_keras.cli.screen import Json, err, out, print_json, working
+
+
+def export(
+    weights: Annotated[
+        str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .tflite file to write.")],
+    precision: Annotated[str, typer.Option(help="float32, float16, dynamic, int8 or int16x8.")] = "float32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Photos for int8: a folder, a file, or tfds:NAME:SPLIT.", metavar="FOLDER_OR_TFDS"),
+    ] = None,
+    photos: Annotated[
+        list[Path] | None, typer.Option(help="Photos or folders to compare on; the calibration's otherwise.")
+    ] = None,
+    input_type: Annotated[str | None, typer.Option(help="Of int8 files: uint8, int8 or float32.")] = None,
+    output_type: Annotated[str | None, typer.Option(help="Of int8 files; the input's otherwise.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with a label a line; ImageNet's otherwise.")] = None,
+    metadata: Annotated[bool, typer.Option(help="Put labels, normalisation and licence into the file.")] = True,
+    batch: Annotated[int, typer.Option(min=0, help="Images at once; 0 leaves it open.")] = 1,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side in pixels of the input, in place of the weights'.")
+    ] = None,
+    layers: Annotated[bool, typer.Option(help="Compare every layer.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the layers' comparison into this .png.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a .tflite file that Android's MediaPipe Tasks take, and say how far it is from the Keras model.
+
+    Example: mnv2 export mobilenet_v2_1.0_224.tgz -o model.tflite --precision int8 --calibrate photos/
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with working("converting the weights"):
+        from mnv2_keras.export.litert import export_litert
+        from mnv2_keras.models.conversion import open_model
+
+        model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+        result = export_litert(
+            model,
+            output,
+            precision,
+            input_type=input_type,
+            output_type=output_type,
+            calibration=calibrate,
+            photos=None if photos is None else list(photos),
+            labels=None if labels is None else labels.read_text("utf-8").splitlines(),
+            metadata=metadata,
+            batch=batch or None,
+            layers=layers or plot is not None,
+            compare=batch < 2,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    if report:
+        result.save(report)
+    if plot:
+        result.plot_layers(plot)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        show(result)
+
+
+def show(result) -> None:
+    """The report as tables."""
+    table = Table(title=f"{result.path}: {result.precision}", show_header=False)
+    table.add_row("size", f"{result.size:,} bytes")
+    table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
+    for kind, ends in (("input", result.inputs), ("output", result.outputs)):
+        for end in ends:
+            table.add_row(kind, describe_end(end))
+    if result.snr_db is not None:
+        table.add_row("compared on", f"{result.images} images: {result.compared}")
+        if result.top1 is not None:
+            table.add_row("same top 1, top 5", f"{result.top1:.1%}, {result.top5:.1%}")
+        table.add_row(
+            "logits' signal to noise", f"{result.snr_db:.1f} dB, worst image {min(result.snr_db_each):.1f} dB"
+        )
+        table.add_row("largest difference", f"{result.largest_difference:.2g} of the logits' range")
+    if result.worst_layer:
+        table.add_row("layer that loses most", f"{result.worst_layer.name} ({result.worst_layer.snr_db:.1f} dB)")
+    if result.calibrated:
+        table.add_row("calibrated on", f"{result.calibration_images} images: {result.calibrated}")
+    table.add_row("time", f"{result.seconds:.1f} s")
+    out.print(table)
+    if result.layers:
+        layers = Table("layer", "operator", "signal to noise")
+        for layer in result.layers:
+            layers.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
+        out.print(layers)
+    for each in result.skipped:
+        err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
+    for each in result.warnings:
+        err.print(f"warning: {each}", highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_end(end) -> str:
+    sides = " x ".join("any" if side < 0 else str(side) for side in end.shape)
+    scale = "" if end.scale is None else f", real = {end.scale:.6g} * (stored - {end.zero_point})"
+    return f"{end.name}: {sides}, {end.dtype}{scale}"

@@ -1,0 +1,1 @@
+"""A verified model into a .tflite file that Android accepts: conversion, quantisation, metadata, and the report."""

@@ -1,0 +1,296 @@
+"""Export: a Keras model to a .tflite file that Android takes, with a report of what it lost."""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mnv2_keras.convert.sources.tflite import TfliteFile
+from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, load_photos, seeded_images, varied
+from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
+from mnv2_keras.export.conversion import check_operators, convert_litert
+from mnv2_keras.export.equalization import equalize
+from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
+from mnv2_keras.export.quantization import INPUT_TYPES, activation_scheme, quantize_int8
+from mnv2_keras.export.report import ExportReport, inspect_litert
+from mnv2_keras.export.rounding import learned_kernels
+from mnv2_keras.export.statistics import collect
+from mnv2_keras.labels import imagenet_labels
+
+PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
+
+#: Steps that make int8 better than rounding alone; see docs/benchmarks.md for what each brings.
+REFINEMENTS = ("equalize", "round", "correct")
+
+#: Photos that files are compared with the Keras model on.
+_COMPARED = 32
+#: A layer's share of the photos' values outside the ranges of the other half that is worth a word.
+_THIN = 0.1
+
+
+def export_litert(
+    model,
+    path: str | os.PathLike,
+    precision: str = "float32",
+    *,
+    input_type: str | None = None,
+    output_type: str | None = None,
+    calibration=None,
+    photos=None,
+    labels: Sequence[str] | None = None,
+    metadata: bool | Metadata = True,
+    batch: int | None = 1,
+    resolution: int | tuple[int, int] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    refine: Sequence[str] = REFINEMENTS,
+    layers: bool = False,
+    compare: bool = True,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write a Keras model as a .tflite file.
+
+    Args:
+        model: a functional model of one image input, such as this package builds.
+        path: the file to write; it is complete or not there.
+        precision: "float32"; "float16" (weights in half precision); "dynamic" (kernels in int8, activations in float);
+            "int8" (all in int8, kernels with one scale a channel); "int16x8" (activations in int16).
+        input_type: of an int8 file: "uint8" (default, what MediaPipe takes), "int8" or "float32".
+        output_type: of an int8 file; None for the input's. With "float32" the softmax is computed in float.
+        calibration: photos for "int8" and "int16x8", at best a hundred like those to come: a folder, files, "tfds:NAME:SPLIT",
+            a float32 batch as the model takes it, or an iterable of uint8 photos. What is no image is skipped and named.
+        photos: to compare on, in the same forms; None for the calibration's, or seeded noise without those.
+        labels: one for each class; None for ImageNet's where there are 1000 or 1001 classes.
+        metadata: whether the file tells labels, normalisation and licence; or metadata of your own.
+        batch: images at once; None leaves it open (which GPU delegates refuse).
+        resolution: of a model that takes any: a side or (height, width).
+        ranges: for "int8": (low, high) by tensor name, in place of the observed ones.
+        refine: steps of int8, any of "equalize", "round", "correct"; none is the plain scheme.
+        layers: compare every layer with float (slower); the report then has `layers`.
+        compare: whether to compare with the Keras model at all.
+        progress: called with (what, done, of how many or None).
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: an argument out of its range, no photo to calibrate on, or a model that cannot be converted.
+        OSError: the file cannot be written. In no case is there half a file.
+    """
+    start = time.perf_counter()
+    path = Path(path).expanduser()
+    _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges)
+    say = progress or (lambda *_: None)
+    scaled = any(layer.name == "preprocessing" for layer in model.layers)
+    value_range = (0.0, 255.0) if scaled else (-1.0, 1.0)
+    resolution = (resolution, resolution) if isinstance(resolution, int) else resolution
+    height, width, channels = (
+        a or b for a, b in zip(model.input_shape[1:], (*(resolution or (None, None)), None), strict=True)
+    )
+
+    if batch not in (1, None) and (compare or layers):
+        raise ValueError(f"batch is {batch}: a file of batch 1 or an open one can be compared; pass compare=False.")
+    if isinstance(metadata, bool) and metadata:
+        metadata = _metadata(model, labels, scaled)
+
+    report = ExportReport(str(path), precision)
+    known = None
+    if calibration is not None:
+        known = load_photos(calibration, (height, width), value_range, progress=progress)
+        report.calibration_images, report.calibrated, report.skipped = len(known.images), known.source, known.skipped
+    elif precision in ("int8", "int16x8") and ranges is None:
+        raise ValueError(
+            f"precision {precision!r} needs photos to calibrate on: pass calibration=FOLDER with at least one, at best a "
+            f"hundred like those to come (or precision='dynamic', which needs none)."
+        )
+    say("converting", 0, None)
+    if precision == "int8":
+        content, reference = _int8(
+            convert_litert(model, "float32", batch, resolution),
+            known,
+            value_range,
+            input_type or "uint8",
+            output_type,
+            ranges,
+            refine,
+            report,
+            say,
+        )
+        check_operators(content, model.name)
+    else:
+        content = convert_litert(model, precision, batch, resolution, known.images if known else ())
+        reference = (
+            convert_litert(model, "float32", batch, resolution) if layers and precision != "float32" else content
+        )
+    if compare or layers:
+        images = _to_compare(photos, known, (height, width, channels), value_range, report, progress)
+        _compare(report, model, content, images)
+        if layers:
+            say("comparing layers", 0, None)
+            report.layers = compare_layers(reference, content, images)
+    if metadata:
+        content = add_metadata(content, metadata)
+    write_bytes(path, content)
+    found = inspect_litert(content)
+    report.size, report.operators, report.inputs, report.outputs = (
+        found.size,
+        found.operators,
+        found.inputs,
+        found.outputs,
+    )
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}.")
+    for name, value in (("input_type", input_type), ("output_type", output_type)):
+        if value is not None and value not in INPUT_TYPES:
+            raise ValueError(f"{name} is {value!r}: expected one of {', '.join(INPUT_TYPES)}.")
+        if value not in (None, "float32") and precision != "int8":
+            raise ValueError(f"{name}={value!r} goes with precision='int8': a {precision} file has float32 ends.")
+    if unknown := set(refine) - set(REFINEMENTS):
+        raise ValueError(f"refine has {sorted(unknown)[0]!r}: expected any of {', '.join(REFINEMENTS)}.")
+    if ranges is not None and precision != "int8":
+        raise ValueError(f"ranges go with precision='int8', not {precision!r}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of the file to write, such as {path / 'model.tflite'}.")
+
+
+def _metadata(model, labels, scaled: bool) -> Metadata:
+    classes = model.output_shape[-1] if isinstance(model.output_shape, tuple) else None
+    is_classifier = isinstance(model.output_shape, tuple) and len(model.output_shape) == 2
+    if labels is None and is_classifier and classes in (1000, 1001):
+        labels = imagenet_labels(classes)
+    if labels is not None and (not is_classifier or len(labels) != classes):
+        raise ValueError(f"{len(labels)} labels for outputs of shape {model.output_shape}: give one for each class.")
+    made = classifier_metadata(labels, name=model.name)
+    if scaled:
+        made.about["subgraph_metadata"][0]["input_tensor_metadata"] = [image_input(mean=0.0, std=1.0)]
+    outputs = made.about["subgraph_metadata"][0]["output_tensor_metadata"]
+    for extra in range(len(model.outputs) - 1):
+        outputs.append({"name": f"output_{extra + 1}"})
+    return made
+
+
+def _int8(
+    content: bytes,
+    known: Photos | None,
+    value_range,
+    input_type: str,
+    output_type: str | None,
+    ranges: Mapping[str, tuple[float, float]] | None,
+    refine: Sequence[str],
+    report: ExportReport,
+    say: Progress,
+) -> tuple[bytes, bytes]:
+    """(the int8 file, the float file it was made from)."""
+    if ranges is not None:
+        file = TfliteFile(content)
+        return quantize_int8(content, _named_ranges(file, ranges, value_range), None, input_type, output_type), content
+    images = varied(known.images, value_range)
+    if len(known.images) < ENOUGH:
+        report.warnings.append(_thin_warning(content, known.images, len(images)))
+    if "equalize" in refine:
+        content = equalize(content, collect(content, _counted(images, "equalising", say)).channels)
+    learn = "round" in refine or "correct" in refine
+    statistics = collect(content, _counted(images, "calibrating", say), with_inputs=learn)
+    observed = statistics.ranges() | {int(t): value_range for t in TfliteFile(content).graph.inputs}
+    kernels = None
+    if learn:
+        say("rounding", 0, None)
+        scheme = activation_scheme(TfliteFile(content), observed)
+        kernels = learned_kernels(
+            content, statistics, scheme, compensate="round" in refine, correct_bias="correct" in refine
+        )
+    return quantize_int8(content, observed, kernels, input_type, output_type), content
+
+
+def _counted(images: list[np.ndarray], what: str, say: Progress):
+    for i, image in enumerate(images):
+        say(what, i, len(images))
+        yield image
+    say(what, len(images), len(images))
+
+
+def _named_ranges(file: TfliteFile, ranges: Mapping[str, tuple[float, float]], value_range) -> dict:
+    from mnv2_keras.export.check import short_name
+    from mnv2_keras.export.quantization import activation_tensors
+
+    found, missing = {}, []
+    for t in activation_tensors(file):
+        name = short_name(file.name(t))
+        if t in {int(each) for each in file.graph.inputs}:
+            found[t] = ranges.get(name, value_range)
+        elif name in ranges:
+            found[t] = ranges[name]
+        else:
+            missing.append(name)
+    if missing:
+        raise ValueError(f"ranges says nothing about {', '.join(missing[:5])}: give (low, high) for every layer.")
+    return found
+
+
+def _thin_warning(content: bytes, images: list[np.ndarray], seen: int) -> str:
+    """What few photos mean, in numbers: how far one half of them goes beyond the ranges of the other."""
+    start = f"Only {len(images)} photos to calibrate on (at best {ENOUGH} or more; {seen - len(images)} crops of them were added)"
+    if len(images) < 2:
+        return f"{start}: nothing tells how far others would go beyond their ranges."
+    half = len(images) // 2
+    first, second = (collect(content, part).ranges() for part in (images[:half], images[half:]))
+    beyond = []
+    for t, (low, high) in first.items():
+        span = max(high - low, 1e-9)
+        beyond.append(max(second[t][1] - high, low - second[t][0], 0) / span)
+    outside = sum(each > _THIN for each in beyond)
+    return (
+        f"{start}: in {outside} of {len(beyond)} tensors one half of them goes more than {_THIN:.0%} beyond the other half's "
+        f"range, by up to {max(beyond):.0%}."
+    )
+
+
+def _to_compare(photos, known: Photos | None, shape, value_range, report: ExportReport, progress) -> list[np.ndarray]:
+    if photos is not None:
+        given = load_photos(photos, shape[:2], value_range, progress=progress)
+        report.compared = given.source
+        report.skipped += given.skipped
+        return given.images[:_COMPARED]
+    if known is not None:
+        report.compared = f"the calibration's photos ({known.source})"
+        return known.images[:_COMPARED]
+    report.compared = "seeded noise (pass photos= for a comparison that means something)"
+    return seeded_images(shape, value_range)
+
+
+def _compare(report: ExportReport, model, content: bytes, images: list[np.ndarray]) -> None:
+    theirs, ours = keras_logits(model, images), file_logits(content, images)
+    report.images = len(images)
+    ratios, differences = [], []
+    for exact, made in zip(theirs, ours, strict=True):
+        made = made.reshape(exact.shape)
+        ratios.append([signal_to_noise(a, b) for a, b in zip(exact, made, strict=True)])
+        differences.append(float(np.max(np.abs(exact - made)) / max(np.ptp(exact), 1e-12)))
+    report.snr_db_each = [float(each) for each in np.mean(ratios, axis=0)]
+    report.snr_db = float(np.mean(report.snr_db_each))
+    report.largest_difference = max(differences)
+    if len(theirs) == 1 and theirs[0].ndim == 2:
+        report.top1, report.top5 = rankings(theirs[0], ours[0].reshape(theirs[0].shape))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        Path(draft).chmod(0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

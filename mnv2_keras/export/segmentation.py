@@ -1,0 +1,168 @@
+"""A segmenter to a .tflite file, with what MediaPipe's ImageSegmenter asks for, and how many pixels it still agrees on."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mnv2_keras.convert.sources.tflite import open_interpreter
+from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
+from mnv2_keras.export.report import ExportReport
+from mnv2_keras.export.tables import pack_table
+from mnv2_keras.images import ImageError, find_images, read_image
+from mnv2_keras.labels import voc_labels
+from mnv2_keras.masks import fit_photo, pad_photo
+
+OUTPUTS = ("logits", "labels")
+
+#: MediaPipe's own table (`image_segmenter_metadata_schema.fbs`); it stands under this name among the custom metadata.
+_OPTIONS = {"ImageSegmenterOptions": (("activation", "byte"), ("min_parser_version", "string"))}
+_OPTIONS_NAME, _OPTIONS_IDENTIFIER = "SEGMENTER_METADATA", b"V001"
+#: `Activation` of that schema: MediaPipe turns the logits into confidences itself.
+_SOFTMAX = 2
+
+
+@dataclass(frozen=True)
+class SegmenterReport:
+    """What was written, and how it agrees with the Keras model.
+
+    Attributes:
+        export: size, operators, ends, calibration.
+        agreement: for each photo compared, the share of its pixels with the same label.
+        skipped: files that are no photos, with the reason.
+    """
+
+    export: ExportReport
+    agreement: dict[str, float]
+    skipped: dict[str, str]
+
+    def as_dict(self) -> dict:
+        """The report as JSON holds it."""
+        return {"export": asdict(self.export), "agreement": self.agreement, "skipped": self.skipped}
+
+
+def export_segmenter(
+    model: keras.Model,
+    path: str | os.PathLike,
+    precision: str = "float32",
+    *,
+    output: str = "logits",
+    calibration=None,
+    photos=None,
+    labels: Sequence[str] | None = None,
+    resolution: tuple[int, int] | None = None,
+    **options,
+) -> SegmenterReport:
+    """Write a segmenter as a .tflite file of batch 1, with metadata.
+
+    Args:
+        model: from `build_deeplabv3_mobilenetv2` or `convert_checkpoint`.
+        path: the file to write; it is complete or not there.
+        precision: "float32", "float16", "dynamic", "int8" or "int16x8" (see `export_litert`).
+        output: "logits" (1, H, W, classes), which MediaPipe takes, or "labels" (1, H, W), int32, for apps that run LiteRT.
+        calibration: for int8 and int16x8: photos (paths, folders or uint8 arrays), padded as the exporter does.
+        photos: to compare on; the calibration's when None.
+        labels: one for each class; Pascal VOC's for 21 classes.
+        resolution: (height, width) for a model that takes any size.
+        options: further ones of `export_litert`, such as `input_type` and `refine`.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: an argument out of its range, or no photo that can be read to calibrate on.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output is {output!r}: expected one of {', '.join(OUTPUTS)}.")
+    if len(model.output_shape) != 4:
+        raise ValueError(
+            f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
+        )
+    size = tuple(own or given for own, given in zip(model.input_shape[1:3], resolution or (513, 513), strict=True))
+    skipped: dict[str, str] = {}
+    known = _load(calibration, skipped) if calibration is not None else {}
+    compared = _load(photos, skipped) if photos is not None else known
+    if calibration is not None and not known:
+        raise ValueError(f"no photo to calibrate on: none of {len(skipped)} files can be read.")
+    labels = labels or (voc_labels() if model.output_shape[3] == len(voc_labels()) else None)
+    if labels is not None and len(labels) != model.output_shape[3]:
+        raise ValueError(f"{len(labels)} labels for {model.output_shape[3]} classes: give one for each.")
+    exported = model if output == "logits" else _with_labels(model)
+    report = export_litert(
+        exported,
+        path,
+        precision,
+        calibration=np.stack([pad_photo(fit_photo(photo, size), size) for photo in known.values()]) if known else None,
+        metadata=segmenter_metadata(labels, model.name, output),
+        resolution=size,
+        compare=False,
+        **options,
+    )
+    return SegmenterReport(report, _agreement(model, Path(path).expanduser(), compared, size), skipped)
+
+
+def segmenter_metadata(labels: Sequence[str] | None, name: str, output: str = "logits") -> Metadata:
+    """What MediaPipe's ImageSegmenter asks for: normalisation, labels, and that softmax is still to be taken."""
+    about = {
+        "name": output,
+        "description": "Logits of each class." if output == "logits" else "Class of each pixel.",
+        "content": {"content_properties": ("ImageProperties", {"color_space": 0})},
+    }
+    files: dict[str, bytes] = {}
+    if labels is not None:
+        associated, files = labels_file(labels)
+        about["associated_files"] = [associated]
+    image = image_input() | {"description": "RGB image, padded right and below with grey."}
+    activation = {"activation": _SOFTMAX if output == "logits" else 0, "min_parser_version": "1.0.0"}
+    custom = [(_OPTIONS_NAME, pack_table(_OPTIONS, "ImageSegmenterOptions", activation, _OPTIONS_IDENTIFIER))]
+    return model_metadata(name, "Tells what every pixel shows.", [image], [about], files, custom)
+
+
+def _with_labels(model: keras.Model) -> keras.Model:
+    return keras.Model(model.input, keras.ops.argmax(model.output, axis=-1), name=model.name)
+
+
+def _load(photos, skipped: dict[str, str]) -> dict[str, np.ndarray]:
+    """Photos by name; what cannot be read is noted and left out."""
+    if isinstance(photos, str | os.PathLike) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
+        photos = [photos]
+    found = {}
+    for i, each in enumerate(photos):
+        if isinstance(each, np.ndarray):
+            found[f"array {i}"] = each
+            continue
+        for file in find_images(each):
+            try:
+                found[str(file)] = read_image(file)
+            except ImageError as error:
+                skipped[str(file)] = str(error)
+    return found
+
+
+def _agreement(model, path: Path, photos: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, float]:
+    """Share of equal labels on each photo, its padding left out."""
+    if not photos:
+        return {}
+    interpreter = open_interpreter(path.read_bytes())
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    found = {}
+    for name, photo in photos.items():
+        photo = fit_photo(photo, size)
+        batch = pad_photo(photo, size)[None]
+        exact = keras.ops.convert_to_numpy(model(batch, training=False))[0].argmax(-1)
+        if source["dtype"] != np.float32:
+            scale, zero_point = source["quantization"]
+            limits = np.iinfo(source["dtype"])
+            batch = np.clip(np.rint(batch / scale + zero_point), limits.min, limits.max).astype(source["dtype"])
+        interpreter.set_tensor(source["index"], batch)
+        interpreter.invoke()
+        made = interpreter.get_tensor(target["index"])[0]
+        made = made.argmax(-1) if made.ndim == 3 else made
+        height, width = photo.shape[:2]
+        found[name] = float(np.mean(exact[:height, :width] == made[:height, :width]))
+    return found

@@ -1,0 +1,326 @@
+"""Photos to class names, in milliseconds and without TensorFlow."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from mnv2_keras.images import find_images
+from mnv2_keras.inference.engines import ENGINES, KerasEngine, LitertEngine, OpenvinoEngine
+from mnv2_keras.inference.model_cache import litert_content
+from mnv2_keras.labels import Prediction, imagenet_labels
+from mnv2_keras.preprocessing import preprocess_image
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What `stream` says about one image.
+
+    Attributes:
+        source: what was given: a path or an array.
+        predictions: the best classes, the best first; empty for a broken image.
+        error: why the image could not be used; None for a good one.
+    """
+
+    source: object
+    predictions: list[Prediction]
+    error: Exception | None = None
+
+    def as_dict(self) -> dict:
+        """As JSON holds it."""
+        found: dict = {"photo": str(self.source) if isinstance(self.source, str | os.PathLike) else None}
+        if self.error is not None:
+            return found | {"error": str(self.error)}
+        return found | {"predictions": [each._asdict() for each in self.predictions]}
+
+
+class Classifier:
+    """Names what is on photos. Safe to use from several threads; a context manager.
+
+    The first use of some weights converts them to LiteRT, in a process of its own, and keeps the file in the cache; from then
+    on neither TensorFlow nor Keras is imported (engine "keras" apart).
+
+    Args:
+        weights: an archive, folder, checkpoint, Keras file or registered name; or a .tflite of a classifier.
+        engine: "litert", "openvino" (an optional extra; it may compute in bfloat16) or "keras".
+        threads: of one prediction; None for all cores.
+        precision: "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8). For int8 give a .tflite that
+            `export_litert` wrote.
+        resolution: side of the network's input in pixels; None for the weights' own.
+        labels: one for each class; None for the file's own, or ImageNet's.
+        say: called with a sentence before something that takes long.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: an argument out of its range, or weights without a classifier.
+    """
+
+    def __init__(
+        self,
+        weights="mobilenet_v2_1.0_224",
+        engine: str = "litert",
+        threads: int | None = None,
+        *,
+        precision: str = "float32",
+        resolution: int | None = None,
+        labels: Sequence[str] | None = None,
+        say=None,
+    ):
+        if engine not in ENGINES:
+            raise ValueError(f"engine is {engine!r}: expected one of {', '.join(ENGINES)}.")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads is {threads!r}: expected a whole number of at least 1, or None for all cores.")
+        self._engine, labels = _open(weights, engine, threads, precision, resolution, labels, say)
+        height, width, channels = self._engine.input_shape
+        if channels != 3:
+            self._engine.close()
+            raise ValueError(f"{weights} takes images of {channels} channels: a Classifier reads RGB photos.")
+        self._size = height, width
+        self._workers = threads or os.cpu_count() or 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = Lock()
+        self._closed = False
+        self.labels = _checked_labels(labels, len(self._run(np.zeros((height, width, 3), np.float32))))
+
+    def __enter__(self) -> "Classifier":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of threads and memory; what is under way is finished first."""
+        with self._lock:
+            self._closed, pool, self._pool = True, self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._engine.close()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return self._size
+
+    def predict(self, images, top: int = 5) -> list[list[Prediction]]:
+        """The best classes of each image, best first.
+
+        Args:
+            images: a path, a folder, the bytes of a file, a uint8 photo (H, W, 3) of any size or a batch of them, or a list of
+                these. A float32 array of the network's own size counts as preprocessed, in [-1, 1].
+            top: how many classes to name.
+
+        Returns:
+            A list for each image, also for a single one.
+
+        Raises:
+            ValueError: a broken image (`ImageError`), an array of another type or shape, or `top` below 1.
+            FileNotFoundError: there is no such file.
+        """
+        _check_top(top)
+        self._check_open()
+        images = _as_list(images)
+        if len(images) == 1:
+            return [self._best(self._run(self._prepare(images[0])), top)]
+        return [each.predictions for each in self.stream(images, top, on_error="raise")]
+
+    def embed(self, images) -> np.ndarray:
+        """Pooled features of each image: what the network knows of it before the classes.
+
+        Args:
+            images: as in `predict`.
+
+        Returns:
+            float32 (N, C), C being 1280 up to alpha 1.0.
+
+        Raises:
+            ValueError: as in `predict`; or a .tflite that gives its classes only.
+        """
+        self._check_open()
+        if self._engine.outputs < 2:
+            raise ValueError("This .tflite gives classes only: give the weights it was made from to embed images.")
+        images = _as_list(images)
+        features = [
+            each for _, each, _ in self._many(images, lambda x, alone: self._engine.run(x, 1, alone).ravel(), "raise")
+        ]
+        return np.stack(features)
+
+    def stream(self, images: Iterable, top: int = 5, on_error: str = "skip") -> Iterator[Classification]:
+        """Classify any number of images, in their order, on all cores.
+
+        Each core decodes, preprocesses and computes images of its own; a few per core are under way at a time, so memory does
+        not grow with the number of images.
+
+        Args:
+            images: paths, bytes or arrays as in `predict`; a generator is read as results are taken.
+            top: how many classes to name.
+            on_error: "skip" yields a broken image with its `error` and goes on; "raise" raises it.
+
+        Raises:
+            ValueError: `top` below 1, another `on_error`; with "raise" also what `predict` raises.
+        """
+        _check_top(top)
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error is {on_error!r}: expected 'skip' or 'raise'.")
+        self._check_open()
+        return self._stream(images, top, on_error)
+
+    def _stream(self, images: Iterable, top: int, on_error: str) -> Iterator[Classification]:
+        for source, scores, error in self._many(images, self._engine_scores, on_error):
+            yield Classification(source, [] if error else self._best(scores, top), error)
+
+    def _engine_scores(self, image: np.ndarray, alone: bool) -> np.ndarray:
+        return self._engine.run(image, 0, alone)
+
+    def _many(self, images: Iterable, compute, on_error: str) -> Iterator[tuple]:
+        """(source, result, error) of each image, in order."""
+        pool = self._executor()
+        waiting: deque[tuple[object, Future]] = deque()
+
+        def work(image):
+            return compute(self._prepare(image), False)
+
+        def finished():
+            source, future = waiting.popleft()
+            try:
+                return source, future.result(), None
+            except (ValueError, OSError) as error:
+                if on_error == "raise":
+                    raise
+                return source, None, error
+
+        try:
+            for image in images:
+                waiting.append((image, pool.submit(work, image)))
+                if len(waiting) >= 3 * self._workers:
+                    yield finished()
+            while waiting:
+                yield finished()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="mnv2")
+            return self._pool
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("This Classifier was closed: make another.")
+
+    def _prepare(self, image) -> np.ndarray:
+        if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+            if image.shape != (*self._size, 3):
+                raise ValueError(
+                    f"a float image has shape {image.shape}: floats count as preprocessed and must have shape "
+                    f"{(*self._size, 3)}, values in [-1, 1]; give a photo as uint8."
+                )
+            return image.astype(np.float32, copy=False)
+        return preprocess_image(image, self._size)
+
+    def _run(self, image: np.ndarray) -> np.ndarray:
+        return self._engine.run(image)
+
+    def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
+        """As `decode_predictions` decides: best first, the lower index where scores are equal."""
+        if np.isnan(scores).any():
+            raise ValueError("The scores hold NaN: check the model's weights and the image.")
+        if top < len(scores):
+            # All that can be among the best: more than `top` where scores are equal.
+            least = np.partition(scores, len(scores) - top)[len(scores) - top]
+            candidates = np.flatnonzero(scores >= least)
+        else:
+            candidates = np.arange(len(scores))
+        order = candidates[np.argsort(-scores[candidates], kind="stable")[:top]]
+        return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]
+
+
+def _open(weights, engine: str, threads, precision: str, resolution, labels, say):
+    """(engine, labels)."""
+    if engine == "keras" or not isinstance(weights, str | os.PathLike):
+        model = _keras_model(weights, precision, resolution)
+        if engine == "keras":
+            return KerasEngine(model), labels
+        from mnv2_keras.inference.model_cache import make_classifier_file
+
+        content = make_classifier_file(model, precision)
+    else:
+        content = litert_content(weights, precision, resolution, say)
+    if labels is None:
+        labels = _labels_of(content)
+    try:
+        opened = {"litert": LitertEngine, "openvino": OpenvinoEngine}[engine](content, threads)
+    except ValueError as error:
+        if "OpenVINO" in str(error):
+            raise
+        raise ValueError(
+            f"{weights} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}): make it anew."
+        ) from error
+    if len(opened.input_shape) != 3:
+        raise ValueError(f"{weights} takes an input of shape {opened.input_shape}: a Classifier needs (H, W, 3).")
+    return opened, labels
+
+
+def _keras_model(weights, precision: str, resolution):
+    if not isinstance(weights, str | os.PathLike):
+        if not hasattr(weights, "layers"):
+            raise ValueError(
+                f"weights is {type(weights).__name__}: expected a path, a registered name or a Keras model."
+            )
+        if resolution is not None:
+            raise ValueError(
+                "A Keras model has its own resolution: build it with input_shape, and leave resolution out."
+            )
+        return weights
+    if precision != "float32":
+        raise ValueError(f"engine 'keras' computes in float32, not {precision!r}: use engine='litert'.")
+    from mnv2_keras.models.conversion import open_model
+
+    return open_model(weights, size=(resolution, resolution) if resolution else None)[0]
+
+
+def _labels_of(content: bytes) -> list[str] | None:
+    """The labels in a file's metadata, by the archive alone: fast, and enough."""
+    import io
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".txt")]
+            return archive.read(names[0]).decode().splitlines() if names else None
+    except (zipfile.BadZipFile, UnicodeDecodeError):
+        return None
+
+
+def _checked_labels(labels, classes: int) -> tuple[str, ...]:
+    if labels is None:
+        return imagenet_labels(classes) if classes in (1000, 1001) else tuple(f"class {i}" for i in range(classes))
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for {classes} classes: give one for each.")
+    return tuple(labels)
+
+
+def _check_top(top: int) -> None:
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"top is {top!r}: ask for at least 1 class.")
+
+
+def _as_list(images) -> list:
+    """Every image by itself."""
+    if isinstance(images, bytes):
+        return [images]
+    if isinstance(images, str | os.PathLike):
+        return find_images(images)
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    found = []
+    for image in images:
+        folder = isinstance(image, str | os.PathLike) and Path(image).is_dir()
+        found += find_images(image) if folder else [image]
+    return found

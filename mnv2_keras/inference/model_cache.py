@@ -1,0 +1,219 @@
+"""The .tflite made from some weights: converted once, kept in the cache under a hash, found again without TensorFlow.
+
+`<cache>/litert/<key>.tflite`, the key being the SHA-256 of all that decides what is in it; beside it `<key>.json` with the
+file's own SHA-256, without which it is not believed. `python -m mnv2_keras.inference.model_cache JOB` is the child process
+that converts, so that TensorFlow's 700 MB never enter the user's.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mnv2_keras import __version__
+from mnv2_keras.cache import CacheError, cache_folder
+from mnv2_keras.registry import list_checkpoints
+
+log = logging.getLogger("mnv2_keras")
+
+#: Goes up when what is made from the same weights changes.
+_FORMAT = 1
+
+#: What is made from weights alone; int8 needs photos, so it is `export_litert`'s.
+PRECISIONS = ("float32", "float16", "dynamic")
+
+
+def litert_content(weights: str | os.PathLike, precision: str, resolution: int | None, say=None) -> bytes:
+    """The .tflite file of some weights: a file that is one already, else from the cache, else converted now.
+
+    It has the class probabilities as first output and the pooled features as second.
+
+    Args:
+        weights: what `convert_checkpoint` takes, a Keras file, or a .tflite.
+        precision: "float32", "float16" or "dynamic".
+        resolution: side of the input in pixels; None for the weights' own.
+        say: called with a sentence before something that takes long.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: they cannot be converted, or another precision.
+    """
+    path = Path(weights).expanduser()
+    if path.suffix == ".tflite":
+        return _own_file(path, precision, resolution)
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {precision!r}: expected {', '.join(PRECISIONS)}. For int8, which needs photos to calibrate on, write a "
+            "file with export_litert (`mnv2 export`) and give it as the weights."
+        )
+    digest = _weights_digest(path, str(weights))
+    parts = [digest, precision, str(resolution), __version__, str(_FORMAT)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+    kept = _kept(key)
+    if kept is not None:
+        return kept
+    if say:
+        say(f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache.")
+    content = _converted(weights, precision, resolution)
+    _keep(key, content)
+    return content
+
+
+def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
+    if precision != "float32" or resolution is not None:
+        raise ValueError(
+            f"{path} is a .tflite with a precision and a resolution of its own: leave both out, or give its weights."
+        )
+    return path.read_bytes()
+
+
+def _weights_digest(path: Path, name: str) -> str:
+    """SHA-256 of local weights, or the published one of a registered name."""
+    if not path.exists() and not Path(f"{path}.index").exists():
+        for record in list_checkpoints():
+            if record.name == name and record.sha256:
+                return record.sha256
+        from mnv2_keras.fetch import fetch_checkpoint
+
+        if name in {record.name for record in list_checkpoints()}:
+            path = fetch_checkpoint(name)
+        else:
+            raise FileNotFoundError(
+                f"weights: {path} does not exist, and no checkpoint is called so: give a file, a folder or a name of `mnv2 list`."
+            )
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.is_file())
+    else:
+        files = sorted(path.parent.glob(f"{path.name}.*"))
+    total = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as file:
+            total.update(each.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _kept(key: str) -> bytes | None:
+    """The file in the cache; None when it is not there, cannot be read, or is not what was put there."""
+    folder = cache_folder() / "litert"
+    try:
+        content = (folder / f"{key}.tflite").read_bytes()
+        record = json.loads((folder / f"{key}.json").read_text())
+        if record["sha256"] == hashlib.sha256(content).hexdigest():
+            return content
+        log.warning("%s in the cache is damaged: it is made anew.", key)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s in the cache cannot be used (%s): it is made anew.", key, error)
+    return None
+
+
+def _keep(key: str, content: bytes) -> None:
+    """Put a file into the cache; a cache that cannot be written costs time the next time, and nothing else."""
+    folder = cache_folder() / "litert"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
+        for name, data in ((f"{key}.tflite", content), (f"{key}.json", record)):
+            draft = folder / f".{name}.{os.getpid()}"
+            try:
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(folder / name)
+            finally:
+                draft.unlink(missing_ok=True)
+    except (OSError, CacheError) as error:
+        log.warning(
+            "The cache folder %s cannot keep the converted model (%s): it is made anew each time.", folder, error
+        )
+
+
+def _converted(weights: str | os.PathLike, precision: str, resolution: int | None) -> bytes:
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    package = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory(prefix="mnv2-litert-") as folder:
+        job, made, failure = (Path(folder, name) for name in ("job.json", "model.tflite", "failure.txt"))
+        job.write_text(json.dumps({"weights": str(weights), "precision": precision, "resolution": resolution}))
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, folder], env=environment, capture_output=True, text=True, check=False
+        )
+        if failure.exists():
+            raise ValueError(failure.read_text())
+        if done.returncode or not made.exists():
+            said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+            raise ValueError(f"The conversion of {weights} failed (exit code {done.returncode}). " + " | ".join(said))
+        return made.read_bytes()
+
+
+# The child
+
+
+def _convert_job(folder: Path) -> None:
+    """Convert what the job names; what the user can mend is written down as a sentence."""
+    job = json.loads(Path(folder, "job.json").read_text())
+    try:
+        content = _make(job["weights"], job["precision"], job["resolution"])
+    except (ValueError, OSError) as error:
+        Path(folder, "failure.txt").write_text(str(error))
+        return
+    Path(folder, "model.tflite").write_bytes(content)
+
+
+def _make(weights: str, precision: str, resolution: int | None) -> bytes:
+    from mnv2_keras.models.conversion import open_model
+
+    model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
+    return make_classifier_file(model, precision)
+
+
+def make_classifier_file(model, precision: str) -> bytes:
+    """A classifier's file: probabilities, then pooled features where the model pools; with its labels.
+
+    Raises:
+        ValueError: the model is no classifier, or takes any size.
+    """
+    import keras
+
+    from mnv2_keras.export.conversion import check_operators, convert_here, with_signature
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
+    from mnv2_keras.labels import imagenet_labels
+
+    if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
+        raise ValueError(
+            f"{model.name!r} gives {model.output_shape}, no probabilities of classes: a Classifier needs weights with a classifier."
+        )
+    if None in model.input_shape[1:]:
+        raise ValueError(f"{model.name!r} takes images of any size: pass resolution, such as resolution=224.")
+    layers = {layer.name: layer for layer in model.layers}
+    outputs = [model.output]
+    if "global_pool" in layers:
+        outputs.append(layers["global_pool"].output)
+    content, names = convert_here(keras.Model(model.input, outputs), precision, [1, *model.input_shape[1:]])
+    content = with_signature(content, names)
+    check_operators(content, model.name)
+    classes = model.output_shape[-1]
+    labels = imagenet_labels(classes) if classes in (1000, 1001) else [f"class {i}" for i in range(classes)]
+    metadata = classifier_metadata(labels, name=model.name)
+    if len(outputs) > 1:
+        described = metadata.about["subgraph_metadata"][0]["output_tensor_metadata"]
+        described.append({"name": "features", "description": "Pooled features."})
+    return add_metadata(content, metadata)
+
+
+if __name__ == "__main__":
+    _convert_job(Path(sys.argv[1]))

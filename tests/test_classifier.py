@@ -1,0 +1,299 @@
+"""The fast road: right answers, no TensorFlow, every image accounted for, and a cache that may be anything."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_keras.inference.classifier import Classifier
+from mnv2_keras.inference.model_cache import litert_content
+from mnv2_keras.preprocessing import preprocess_image
+
+PHOTOS = {
+    "cat.bmp": (286, "Egyptian cat", 0.785),
+    "bird.bmp": (20, "chickadee", 0.992),
+    "hot_dog.jpg": (935, "hotdog, hot dog, red hot", 0.989),
+    "grace_hopper.bmp": (653, "military uniform", 0.421),
+    "dog_segmentation.bmp": (259, "Samoyed, Samoyede", 0.968),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(testdata) -> Path:
+    """A checkpoint of alpha 0.1, 32 x 32 pixels and 5 classes."""
+    return testdata / "checkpoints" / "v1_format" / "mobilenet_v2_0.1_32.ckpt"
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.tflite"
+    path.write_bytes(_made(tiny, tmp_path_factory))
+    return path
+
+
+@pytest.fixture(scope="module")
+def real_file(testdata, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("real") / "real.tflite"
+    path.write_bytes(_made(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz", tmp_path_factory))
+    return path
+
+
+def _made(weights, tmp_path_factory) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNV2_HOME", str(tmp_path_factory.mktemp("home")))
+        return litert_content(weights, "float32", None)
+
+
+def test_real_weights_name_the_photos_as_tf_slim_does(real_file, testdata):
+    genuine = np.load(testdata / "golden" / "classification" / "real.npz")
+    with Classifier(real_file) as classifier:
+        found = classifier.predict([testdata / "images" / name for name in PHOTOS])
+    for (name, (index, label, score)), best in zip(PHOTOS.items(), found, strict=True):
+        logits = genuine[f"{name}|logits"].ravel().astype(np.float64)
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        assert [each.index for each in best] == np.argsort(-probabilities)[:5].tolist()
+        np.testing.assert_allclose([each.score for each in best], np.sort(probabilities)[::-1][:5], atol=2e-5)
+        assert best[0][:2] == (index, label)
+        assert best[0].score == pytest.approx(score, abs=6e-4)
+
+
+def test_keras_and_litert_agree(tiny, tiny_file, testdata):
+    photo = testdata / "images" / "cat.bmp"
+    with Classifier(tiny_file) as fast, Classifier(tiny, engine="keras") as slow:
+        for a, b in zip(fast.predict(photo)[0], slow.predict(photo)[0], strict=True):
+            assert a.index == b.index
+            assert a.score == pytest.approx(b.score, abs=1e-5)
+        np.testing.assert_allclose(fast.embed(photo), slow.embed(photo), atol=1e-4)
+        assert fast.embed(photo).ndim == 2
+        assert fast.size == slow.size == (32, 32)
+
+
+def test_a_keras_model_is_taken_as_it_is(tiny, tiny_file, testdata):
+    from mnv2_keras.models.conversion import convert_checkpoint
+
+    photo = testdata / "images" / "cat.bmp"
+    model = convert_checkpoint(tiny)
+    with Classifier(model) as one, Classifier(tiny_file) as other:
+        assert one.predict(photo) == other.predict(photo)
+    with pytest.raises(ValueError, match="its own resolution"):
+        Classifier(model, resolution=64)
+
+
+def test_openvino_agrees(tiny_file, testdata):
+    pytest.importorskip("openvino", reason="the optional extra openvino is not installed")
+    photos = [testdata / "images" / name for name in PHOTOS]
+    with Classifier(tiny_file) as one, Classifier(tiny_file, engine="openvino") as other:
+        for a, b in zip(one.predict(photos), other.predict(photos), strict=True):
+            scores = {each.index: each.score for each in b}
+            assert all(scores[each.index] == pytest.approx(each.score, abs=2e-2) for each in a)
+        np.testing.assert_allclose(one.embed(photos), other.embed(photos), atol=0.1)
+
+
+def test_openvino_that_is_not_there_says_so(tiny_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"pip install 'mnv2-keras\[openvino\]'"):
+        Classifier(tiny_file, engine="openvino")
+
+
+def test_every_form_of_an_image_is_the_same_photo(tiny_file, testdata, tmp_path):
+    path = testdata / "images" / "hot_dog.jpg"
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    (tmp_path / "only").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "only" / "one.png")
+    with Classifier(tiny_file, threads=1) as classifier:
+        wanted = classifier.predict(path)
+        forms = (
+            str(path),
+            path.read_bytes(),
+            pixels,
+            pixels[None],
+            [pixels],
+            preprocess_image(path, 32),
+            tmp_path / "only",
+        )
+        for form in forms:
+            assert classifier.predict(form) == wanted
+        assert classifier.predict([tmp_path / "only", path]) == wanted * 2
+        assert len(classifier.predict(path, top=99)[0]) == 5
+        assert classifier.predict([]) == []
+
+
+def test_stream_keeps_order_and_names_what_is_broken(tiny_file, tmp_path):
+    """A thousand small photos, some of them broken."""
+    rng = np.random.default_rng(0)
+    broken = {17, 500, 501, 999}
+    paths = []
+    for i in range(1000):
+        path = tmp_path / f"{i:04}.png"
+        if i in broken:
+            path.write_bytes(b"\x89PNG no picture")
+        else:
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+        paths.append(path)
+    with Classifier(tiny_file) as classifier:
+        found = list(classifier.stream(paths, top=1))
+        assert [each.source for each in found] == paths
+        assert {i for i, each in enumerate(found) if each.error} == broken
+        assert all(paths[i].name in str(found[i].error) for i in broken)
+        assert all(len(each.predictions) == 1 for each in found if not each.error)
+        assert found[3].predictions == classifier.predict(paths[3], top=1)[0]
+        assert found[17].as_dict()["error"]
+        assert found[3].as_dict()["predictions"][0]["index"] == found[3].predictions[0].index
+        with pytest.raises(ValueError, match=r"0017\.png"):
+            list(classifier.stream(paths, on_error="raise"))
+
+
+def test_stream_reads_no_further_than_it_must(tiny_file):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield np.zeros((8, 8, 3), np.uint8)
+
+    with Classifier(tiny_file, threads=2) as classifier:
+        results = classifier.stream(endless())
+        for _ in range(5):
+            next(results)
+        results.close()
+    assert len(taken) <= 5 + 3 * 2
+
+
+def test_several_threads_at_once(tiny_file):
+    images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(24)]
+    with Classifier(tiny_file) as classifier, ThreadPoolExecutor(6) as pool:
+        alone = [classifier.predict(image)[0] for image in images]
+        assert [found[0] for found in pool.map(classifier.predict, images)] == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "abacus"}, "engine is 'abacus'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"precision": "float16"}, "precision and a resolution of its own"),
+        ({"resolution": 64}, "precision and a resolution of its own"),
+        ({"labels": ["one"]}, "1 labels for 5 classes"),
+    ],
+)
+def test_wrong_arguments(tiny_file, options, said):
+    with pytest.raises(ValueError, match=said):
+        Classifier(tiny_file, **options)
+
+
+def test_wrong_images(tiny_file, tmp_path):
+    with Classifier(tiny_file) as classifier:
+        with pytest.raises(ValueError, match="floats count as preprocessed"):
+            classifier.predict(np.zeros((10, 10, 3), np.float32))
+        with pytest.raises(FileNotFoundError, match="no image"):
+            classifier.predict(tmp_path / "none.jpg")
+        with pytest.raises(ValueError, match="top is 0"):
+            classifier.predict(np.zeros((10, 10, 3), np.uint8), top=0)
+        with pytest.raises(ValueError, match="on_error is 'stop'"):
+            classifier.stream([], on_error="stop")
+        with pytest.raises(ValueError, match="NaN"):
+            classifier.predict(np.full((32, 32, 3), np.nan, np.float32))
+    with pytest.raises(ValueError, match="was closed"):
+        classifier.predict(np.zeros((10, 10, 3), np.uint8))
+
+
+def test_files_that_are_no_classifier(tmp_path, tiny_file, testdata):
+    with pytest.raises(FileNotFoundError, match=r"no \.tflite file"):
+        Classifier(tmp_path / "none.tflite")
+    (tmp_path / "short.tflite").write_bytes(tiny_file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="make it anew"):
+        Classifier(tmp_path / "short.tflite")
+    with pytest.raises(FileNotFoundError, match="no checkpoint is called so"):
+        Classifier(tmp_path / "none.tgz")
+    with pytest.raises(ValueError, match="expected a path"):
+        Classifier(3)
+    with pytest.raises(ValueError, match="needs photos to calibrate on"):
+        Classifier(testdata / "checkpoints" / "mobilenet_v2_0.35_96.tgz", precision="int8")
+
+
+def test_googles_quantised_file_runs_too(testdata):
+    with Classifier(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite") as classifier:
+        for name, (index, label, _) in PHOTOS.items():
+            assert classifier.predict(testdata / "images" / name, top=1)[0][0][:2] == (index, label)
+        with pytest.raises(ValueError, match="classes only"):
+            classifier.embed(testdata / "images" / "cat.bmp")
+
+
+# The cache
+
+
+def test_converted_once_then_without_tensorflow(tiny, testdata, own_cache):
+    said = []
+    with Classifier(tiny, say=said.append) as classifier:
+        first = classifier.predict(testdata / "images" / "cat.bmp")
+    assert len(said) == 1
+    assert len(list(own_cache.glob("litert/*.tflite"))) == 1
+    program = (
+        "import sys, json\n"
+        "from mnv2_keras import Classifier\n"
+        "found = Classifier(sys.argv[1]).predict(sys.argv[2])\n"
+        "print(json.dumps([found, sorted({'tensorflow', 'keras', 'pooch'} & set(sys.modules))]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny), str(testdata / "images" / "cat.bmp")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, imported = json.loads(done.stdout)
+    assert imported == []
+    assert [tuple(each) for each in found[0]] == [tuple(each) for each in first[0]]
+
+
+def test_a_corrupt_or_unwritable_cache_only_costs_time(tiny, tiny_file, own_cache, monkeypatch, caplog):
+    made = []
+
+    def conversion(*arguments):
+        made.append(arguments)
+        return tiny_file.read_bytes()
+
+    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", conversion)
+    Classifier(tiny).close()
+    kept = next(own_cache.glob("litert/*.tflite"))
+    Classifier(tiny).close()
+    assert len(made) == 1
+    damaged = bytearray(kept.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    kept.write_bytes(damaged)
+    Classifier(tiny).close()
+    assert len(made) == 2
+    assert "damaged" in caplog.text
+    kept.with_suffix(".json").write_text("[]")
+    Classifier(tiny).close()
+    assert len(made) == 3
+    monkeypatch.setenv("MNV2_HOME", "/proc/nowhere")
+    Classifier(tiny).close()
+    assert len(made) == 4
+    assert "cannot keep" in caplog.text
+
+
+def test_other_settings_are_other_files(tiny, tiny_file, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "mnv2_keras.inference.model_cache._converted", lambda *a: made.append(a[1:]) or tiny_file.read_bytes()
+    )
+    for settings in ({}, {"precision": "float16"}, {"resolution": 64}, {}):
+        Classifier(tiny, **settings).close()
+    assert made == [("float32", None), ("float16", None), ("float32", 64)]
+
+
+def test_what_cannot_be_converted_says_why(tmp_path):
+    """The child's sentence reaches the user; a model without classes is refused before anything is converted."""
+    import keras
+
+    (tmp_path / "bad.tgz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"bad\.tgz"):
+        Classifier(tmp_path / "bad.tgz")
+    image = keras.Input((8, 8, 3))
+    with pytest.raises(ValueError, match="needs weights with a classifier"):
+        Classifier(keras.Model(image, keras.layers.ReLU()(image)))
