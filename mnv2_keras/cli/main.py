@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mnv2_keras.cli import convert, demo, fetch, list_checkpoints, predict, summary, verify
+from mnv2_keras.cli import convert, demo, export, fetch, inspect, list_checkpoints, predict, summary, verify
 from mnv2_keras.cli.screen import err, version
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command("fetch")(fetch.fetch)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("inspect")(inspect.inspect)
 app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
 
