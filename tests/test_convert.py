@@ -285,7 +285,7 @@ def test_wrong_alpha_and_classes_and_channels(network, prefix, testdata):
     with pytest.raises(ValueError, match="finegrain_classification_mode"):
         load_checkpoint(small(finegrain_classification_mode=False), prefix)
     with pytest.raises(ValueError, match="missing from the file"):
-        load_checkpoint(small(alpha=0.5, normalization="group_norm", include_top=False), prefix)
+        load_checkpoint(small(normalization="group_norm", include_top=False), prefix)
 
 
 def test_damaged_and_foreign_files(network, prefix, tmp_path):

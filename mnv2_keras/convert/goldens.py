@@ -101,7 +101,7 @@ class Golden:
     def outputs(self) -> dict[str, np.ndarray]:
         """What the run put out: `net` and endpoints, thinned where they are large."""
         try:
-            with np.load(self.path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            with self.path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name.removeprefix("ep:"): arrays[name] for name in arrays.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
