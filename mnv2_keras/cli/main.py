@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from mnv2_keras.cli import convert, demo, export, fetch, inspect, list_checkpoints, predict, summary, verify
+from mnv2_keras.cli import convert, demo, export, fetch, inspect, list_checkpoints, predict, segment, summary, verify
 from mnv2_keras.cli.screen import err, version
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
+app.command("segment")(segment.segment)
 
 
 def main() -> None:

@@ -1,0 +1,99 @@
+"""`mnv2 segment`: what every pixel of the photos shows."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mnv2_keras.cli.screen import Json, err, out, print_json, working
+
+Weights = Annotated[
+    str,
+    typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`."),
+]
+Scales = Annotated[str, typer.Option(help="Look at each photo at these sizes, and average: 0.75,1,1.25.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Look at the mirrored photo too.")]
+PASCAL = "deeplabv3_mnv2_pascal_train_aug_2018_01_29"
+
+
+def segment(
+    photos: Annotated[list[Path], typer.Argument(help="Photos or folders of photos.", metavar="PHOTO...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks and pictures.")],
+    weights: Weights = PASCAL,
+    scales: Scales = "1",
+    flip: Flip = False,
+    as_json: Json = False,
+) -> None:
+    """Segment photos of any size.
+
+    For each, NAME_mask.png (indexed, the pixel is the label) and NAME_segments.png (photo, mask, mask over photo, legend);
+    areas.json lists the share of each class. A photo that cannot be used is named and skipped; the exit code is then 1.
+
+    Example: mnv2 segment holiday/ -o masks/ --scales 0.75,1,1.25 --flip
+    """
+    import json
+
+    from mnv2_keras.convert.receipt import write_text
+    from mnv2_keras.images import find_images
+    from mnv2_keras.masks import save_mask, save_picture
+
+    paths = find_images(photos)
+    with working("converting"):
+        from mnv2_keras.inference.segmenter import Segmenter
+
+        segmenter = Segmenter(weights, scales=numbers(scales), flip=flip)
+    found, broken, stems = [], [], free_names(paths)
+    for path, stem, result in zip(
+        paths, stems, advancing(segmenter.stream(paths, skip_broken=True), len(paths)), strict=True
+    ):
+        if isinstance(result, Exception):
+            broken.append(path)
+            err.print(f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        mask = save_mask(result.labels, output / f"{stem}_mask.png")
+        picture = save_picture(result.picture(), output / f"{stem}_segments.png")
+        found.append(result.as_dict() | {"mask": str(mask), "picture": str(picture)})
+    write_text(output / "areas.json", json.dumps(found, indent=1) + "\n")
+    if as_json:
+        print_json(found)
+    else:
+        table = Table("photo", "class", "share of the photo")
+        for each in found:
+            for i, (name, share) in enumerate(each["areas"].items()):
+                table.add_row(
+                    "" if i else Path(each["photo"]).name, name, f"{share:.1%}", end_section=i + 1 == len(each["areas"])
+                )
+        out.print(table)
+    if broken:
+        err.print(f"{len(broken)} of {len(paths)} photos could not be used.")
+        raise typer.Exit(1)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "0.75,1,1.25" as numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers: expected such as 0.75,1,1.25.") from None
+
+
+def free_names(paths: list[Path]) -> list[str]:
+    """The photos' names without suffixes; photos of the same name get numbers, so that none overwrites another."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def advancing(results, total: int):
+    """The results as they come, with a progress bar on stderr."""
+    from rich.progress import track
+
+    yield from track(results, "segmenting", total=total, console=err, transient=True)

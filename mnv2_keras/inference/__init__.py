@@ -1,0 +1,1 @@
+"""The road for users: a photo in, what is on it out."""
