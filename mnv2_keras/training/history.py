@@ -1,0 +1,62 @@
+"""A run's course: a row for each epoch, as CSV, as a picture, for TensorBoard."""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from mnv2_keras.convert.receipt import write_text
+from mnv2_keras.training.state import write_bytes
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """All rows, the file replaced as a whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_curves(path: Path, rows: list[dict]) -> None:
+    """Loss, accuracy and learning rate over the epochs, as PNG; without matplotlib there is only the CSV file."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    epochs = [row["epoch"] for row in rows]
+    for axes, names in zip(
+        figure.subplots(1, 3), (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",)), strict=True
+    ):
+        for name in names:
+            axes.plot(epochs, [row[name] for row in rows], marker="." if len(rows) < 30 else None, label=name)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def save_figure(figure, path: Path) -> None:
+    """A matplotlib figure as PNG, the file replaced as a whole."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    write_bytes(path, content.getvalue())
+
+
+def write_tensorboard(folder: Path, row: dict) -> None:
+    """One row as scalars for TensorBoard, which need not be installed; each epoch in an event file of its own."""
+    path = folder / f"events.out.tfevents.{row['epoch']:010d}.mnv2"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    event, step, moment = tf.compat.v1.Event, row["epoch"], time.time()
+    values = [
+        tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"
+    ]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(event(wall_time=moment, file_version="brain.Event:2").SerializeToString())
+        scalars = event(wall_time=moment, step=step, summary=tf.compat.v1.Summary(value=values))
+        writer.write(scalars.SerializeToString())

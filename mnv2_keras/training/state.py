@@ -1,0 +1,53 @@
+"""A run's state on disk: all or nothing, and nothing but numbers."""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it; the one before stays until then.
+
+    Raises:
+        OSError: no room, no permission; the file from before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        Path(draft).chmod(0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error}): the last one saved is kept.") from error
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def save_state(path: Path, arrays: list[np.ndarray], about: dict) -> None:
+    """Write arrays and a JSON document in one file, all of it or nothing (see `write_bytes`)."""
+    content = io.BytesIO()
+    np.savez(content, about=np.array(json.dumps(about)), **{f"a{i}": array for i, array in enumerate(arrays)})
+    write_bytes(path, content.getvalue())
+
+
+def load_state(path: Path) -> tuple[list[np.ndarray], dict]:
+    """What `save_state` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or something else.
+    """
+    try:
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            return [file[f"a{i}"] for i in range(len(file.files) - 1)], about
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no state of a training run ({error}): start anew, without --resume.") from error

@@ -1,0 +1,318 @@
+"""The training loop: what it learns, what it leaves on the disk, what survives a kill, a full disk and a lost worker."""
+
+import csv
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from training_worker import examples, frozen_model, recipe
+
+from mnv2_keras.data.classification import Examples
+from mnv2_keras.training import loop
+from mnv2_keras.training.distribution import cluster, expand_nodes
+from mnv2_keras.training.recipes import RECIPES, recipe_named
+from mnv2_keras.training.state import load_state, save_state
+
+WORKER = Path(__file__).with_name("training_worker.py")
+
+
+def start_worker(home, environment=(), **job):
+    """A process that trains as the job says."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "job.json").write_text(json.dumps(job | {"weights": str(home / "weights.npz")}))
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(home / "job.json")],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""} | dict(environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    steps = []
+    run = loop.train(examples(40, 0), examples(16, 1), recipe(), folder, progress=steps.append)
+    return run, folder, steps
+
+
+def test_a_run_learns_and_leaves_its_files(whole):
+    run, folder, steps = whole
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert [len([s for s in steps if s.epoch == epoch and s.row is None]) for epoch in (1, 2, 3)] == [5, 5, 5]
+    assert all(each.images_per_second > 0 and math.isfinite(each.seconds_left) for each in steps)
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["val_loss"]) == run.history[-1]["val_loss"]
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.size == (1200, 350)
+    assert (folder / "labels.txt").read_text().split() == ["dark", "bright"]
+    assert json.loads((folder / "recipe.json").read_text())["network"]["table"] == [[1, 8, 1, 1], [6, 8, 1, 2]]
+    assert {path.name for path in folder.iterdir()} == {
+        "state.npz",
+        "history.csv",
+        "curves.png",
+        "tensorboard",
+        "recipe.json",
+        "labels.txt",
+        "last.keras",
+        "best.keras",
+    }
+
+
+def test_the_saved_model_is_the_returned_one_with_averaged_weights(whole):
+    run, folder, _ = whole
+    loaded = keras.models.load_model(folder / "last.keras", compile=False)
+    for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    arrays, about = load_state(folder / "state.npz")
+    raw = arrays[0]
+    assert not np.array_equal(raw, loaded.get_weights()[0])
+    assert about["rows"] == run.history
+
+
+def test_tensorboard_reads_the_scalars(whole):
+    run, folder, _ = whole
+    found = {}
+    for path in sorted((folder / "tensorboard").iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    assert found["loss", 2] == pytest.approx(run.history[1]["loss"], rel=1e-6)
+    assert len(found) == 3 * 7
+
+
+def killed_and_resumed(folder, expected, **job):
+    worker = start_worker(folder / "job", folder=str(folder / "run"), **job)
+    _, errors = worker.communicate(timeout=600)
+    assert worker.returncode == -signal.SIGKILL, errors
+    finished = load_state(folder / "run" / "state.npz")[1]["rows"]
+    run = loop.train(examples(40, 0), examples(16, 1), recipe(), folder / "run", resume=True)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    for ours, theirs in zip(run.model.get_weights(), expected.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    return finished
+
+
+def test_a_run_killed_within_an_epoch_goes_on_to_the_same_bits(tmp_path, whole):
+    finished = killed_and_resumed(tmp_path, whole[0], kill_at=[2, 3])
+    assert len(finished) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [8, 9, 10])
+def test_a_run_killed_while_it_saves_goes_on_to_the_same_bits(tmp_path, whole, call):
+    """The calls of fsync in the second epoch: the models, the state, the history."""
+    assert len(killed_and_resumed(tmp_path, whole[0], kill_in_save=call)) in (1, 2)
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    run, folder, _ = whole
+    steps = []
+    again = loop.train(examples(40, 0), examples(16, 1), recipe(), folder, resume=True, progress=steps.append)
+    assert steps == []
+    for ours, theirs in zip(again.model.get_weights(), run.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_run_is_not_overwritten_nor_resumed(whole):
+    _, folder, _ = whole
+    with pytest.raises(ValueError, match="holds a run already"):
+        loop.train(examples(40, 0), examples(16, 1), recipe(), folder)
+    with pytest.raises(ValueError, match="a run with other learning_rate"):
+        loop.train(examples(40, 0), examples(16, 1), recipe(learning_rate=0.02), folder, resume=True)
+    with pytest.raises(ValueError, match="a run with other training"):
+        loop.train(examples(40, 5), examples(16, 1), recipe(), folder, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path):
+    with pytest.raises(loop.Diverged, match=r"epoch 1, step \d, learning rate 1e\+30; .*Lower the learning rate"):
+        loop.train(examples(40, 0), examples(16, 1), recipe(learning_rate=1e30, average=None), tmp_path)
+    assert not (tmp_path / "state.npz").exists()
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path):
+    path = tmp_path / "state.npz"
+    save_state(path, [np.arange(3)], {"rows": [1]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # writes beyond it fail, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"cannot be written \(File too large\): the last one saved is kept"):
+            save_state(path, [np.random.default_rng(0).random(10_000)], {"rows": [2]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    arrays, about = load_state(path)
+    assert about == {"rows": [1]}
+    assert arrays[0].tolist() == [0, 1, 2]
+    assert [each.name for each in tmp_path.iterdir()] == ["state.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
+def test_a_damaged_state_is_named(tmp_path, content):
+    (tmp_path / "state.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="no state of a training run"):
+        load_state(tmp_path / "state.npz")
+
+
+def test_class_weights_and_smoothing_are_in_the_loss():
+    chosen = recipe(label_smoothing=0.2, average=None)
+    model = frozen_model(chosen)
+    step = loop.Step(model, chosen)
+    step.optimizer.learning_rate = 0.0
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
+    labels, weights = np.array([0, 1, 1, 0], np.int32), np.array([1, 3, 0, 1], np.float32)
+    keras.utils.set_random_seed(1)
+    without_dropout = keras.models.clone_model(model)
+    without_dropout.set_weights(model.get_weights())
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    loss, right, total = step(images, labels, weights, 1).numpy()
+    probabilities = model(images, training=False).numpy()
+    target = np.eye(2)[labels] * 0.8 + 0.1
+    expected = (-(target * np.log(probabilities)).sum(1) * weights).sum() / 4 + float(sum(model.losses))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert total == 5
+    assert right == ((probabilities.argmax(1) == labels) * weights).sum()
+
+
+def test_balanced_weights():
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    weights = loop.balanced_weights(Examples(images, np.array([0, 0, 0, 1], np.int32), ("a", "b")))
+    assert weights == {0: pytest.approx(4 / 6), 1: 2.0}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision(tmp_path, precision):
+    chosen = recipe(mixed_precision=precision, epochs=1, optimizer="adam", schedule="cosine", warmup=0.5)
+    run = loop.train(examples(16, 0), examples(8, 1), chosen, tmp_path)
+    assert math.isfinite(run.history[0]["loss"])
+    assert run.model.get_layer("Conv").compute_dtype == precision
+    assert run.model.get_layer("Conv").kernel.dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_network_with_a_background_has_it_first(tmp_path):
+    base = recipe(epochs=1)
+    chosen = base.changed(network={**base.network, "classes": 3})
+    run = loop.train(examples(16, 0), examples(8, 1), chosen, tmp_path)
+    assert run.model.output_shape == (None, 3)
+    assert (tmp_path / "labels.txt").read_text().split() == ["background", "dark", "bright"]
+    with pytest.raises(ValueError, match="has 4 classes, the data 2"):
+        loop.build(base.changed(network={**base.network, "classes": 4}), 2)
+
+
+def test_recipes():
+    paper = recipe_named("paper")
+    assert paper.rate(0, 100) == 0.045
+    assert paper.rate(99, 100) == 0.045
+    assert paper.rate(250, 100) == pytest.approx(0.045 * 0.98**2)
+    assert (paper.average, paper.network["weight_decay"], paper.augmentation) == (0.9999, 4e-5, "inception")
+    digits = recipe_named("digits")
+    rates = [digits.rate(step, 10) for step in range(10 * digits.epochs)]
+    assert rates[0] < rates[5] < max(rates) <= digits.learning_rate
+    assert rates[-1] < 0.01 * digits.learning_rate
+    assert recipe(schedule="constant").rate(10**6, 1) == 0.01
+    for each in RECIPES.values():
+        assert json.loads(json.dumps(each.as_dict()))["epochs"] == each.epochs
+    with pytest.raises(ValueError, match="expected one of paper, finetune, linear_probe, digits"):
+        recipe_named("papre")
+    for options in (
+        {"optimizer": "sgd"},
+        {"schedule": "linear"},
+        {"mixed_precision": "int8"},
+        {"augmentation": "mixup"},
+        {"epochs": 0},
+        {"batch": 0},
+        {"label_smoothing": 1.0},
+        {"learning_rate": math.nan},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            recipe(**options)
+
+
+def test_who_takes_part():
+    assert cluster({}) is None
+    config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    assert cluster({"TF_CONFIG": json.dumps(config)}) == config
+    alone = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
+    assert cluster({"TF_CONFIG": json.dumps(alone)}) is None
+    for wrong in ("{", "{}", json.dumps(config | {"task": {"type": "worker", "index": 2}})):
+        with pytest.raises(ValueError, match="TF_CONFIG cannot be used"):
+            cluster({"TF_CONFIG": wrong})
+    slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_NODELIST": "gpu[09-10]"}
+    assert cluster(slurm) == {
+        "cluster": {"worker": ["gpu09:12345", "gpu09:12346", "gpu10:12345", "gpu10:12346"]},
+        "task": {"type": "worker", "index": 3},
+    }
+    assert expand_nodes("gpu[01-03,7],login") == ["gpu01", "gpu02", "gpu03", "gpu7", "login"]
+    with pytest.raises(ValueError, match="SLURM_JOB_NODELIST"):
+        expand_nodes("gpu[01-")
+
+
+def two_workers(folder, jobs):
+    """Two processes on this machine that make one cluster."""
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in (first, second)]
+    configs = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}} for i in range(2)]
+    return [
+        start_worker(folder / f"worker{i}", {"TF_CONFIG": json.dumps(config)}.items(), **job)
+        for i, (config, job) in enumerate(zip(configs, jobs, strict=True))
+    ]
+
+
+#: Twenty steps in all, no augmentation, no dropout.
+SHARED = {"epochs": 4, "augmentation": "none"}
+
+
+@pytest.mark.slow
+def test_two_workers_end_where_one_does(tmp_path):
+    base = recipe(**SHARED)
+    network = dict(base.network) | {"dropout_rate": 0.0}
+    job = {"recipe": SHARED | {"network": network}, "frozen": True, "folder": str(tmp_path / "run")}
+    workers = two_workers(tmp_path, [job, job])
+    alone = base.changed(network=network)
+    run = loop.train(examples(40, 0), examples(16, 1), alone, tmp_path / "alone", model=frozen_model(alone))
+    for worker in workers:
+        _, errors = worker.communicate(timeout=900)
+        assert worker.returncode == 0, errors
+    results = [np.load(tmp_path / f"worker{i}" / "weights.npz") for i in range(2)]
+    for i, ours in enumerate(run.model.get_weights()):
+        np.testing.assert_array_equal(results[0][f"arr_{i}"], results[1][f"arr_{i}"])
+        np.testing.assert_allclose(results[0][f"arr_{i}"], ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_moving_statistics_stay_in_step_and_a_lost_worker_stops_the_other(tmp_path):
+    job = {"recipe": {"epochs": 3}, "folder": str(tmp_path / "run")}
+    survivor, lost = two_workers(tmp_path, [job, job | {"kill_at": [2, 2]}])
+    _, errors = survivor.communicate(timeout=900)
+    lost.communicate(timeout=60)
+    assert lost.returncode == -signal.SIGKILL
+    assert survivor.returncode == 1
+    assert "WorkerLost: Another worker does not answer any more (epoch 2" in errors
+    assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
+    for worker in two_workers(tmp_path / "again", [job | {"resume": True}] * 2):
+        _, errors = worker.communicate(timeout=900)
+        assert worker.returncode == 0, errors
+    results = [np.load(tmp_path / "again" / f"worker{i}" / "weights.npz") for i in range(2)]
+    for name in results[0].files:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
