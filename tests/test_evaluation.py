@@ -1,0 +1,242 @@
+"""The evaluation against scikit-learn, in shards, in parts, and on bad input."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+
+from mnv2_keras.data.augmentation import evaluated
+from mnv2_keras.data.classification import Examples
+from mnv2_keras.evaluation import classification
+from mnv2_keras.evaluation.classification import (
+    Counts,
+    evaluate,
+    load_evaluation,
+    merge,
+    output_of_label,
+    parse_shard,
+    wilson,
+)
+from mnv2_keras.evaluation.confusion_plot import plot_confusions
+from mnv2_keras.evaluation.engines import as_probabilities, open_engine
+from mnv2_keras.labels import imagenet_labels
+from mnv2_keras.models.classifier import build_mobilenetv2
+from mnv2_keras.taps import endpoints
+
+CLASSES = 7
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    images = (
+        rng.integers(0, 256, (60, 1, 1, 1)) * rng.random((60, 16, 16, 1)) ** rng.uniform(0, 3, (60, 1, 1, 1))
+    ).astype(np.uint8)
+    return Examples(images, np.arange(60, dtype=np.int32) % CLASSES, tuple("abcdefg"))
+
+
+@pytest.fixture(scope="module")
+def model(examples):
+    """A small network whose answers depend on the image, some sure, some not."""
+    keras.utils.set_random_seed(3)
+    model = build_mobilenetv2(
+        input_shape=(16, 16, 1), classes=CLASSES, table=((1, 8, 1, 1),), stem_channels=8, last_channels=16
+    )
+    images = np.stack([evaluated(tf.constant(image), (16, 16)) for image in examples.images])
+    stem, last = model.get_layer("Conv"), model.get_layer("Conv_1-BatchNorm")
+    stem.kernel.assign(10 * stem.kernel)
+    last.beta.assign(np.linspace(0, 1, 16))
+    pooled = np.reshape(keras.Model(model.input, endpoints(model)["global_pool"])(images), (len(images), -1))
+    layer = model.get_layer("Logits-Conv2d_1c_1x1")
+    kernel = np.random.default_rng(1).normal(0, 0.7, (16, CLASSES)) / (pooled.std(0)[:, None] + 1e-3)
+    layer.kernel.assign(kernel[None, None])
+    layer.bias.assign(-pooled.mean(0) @ kernel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(model, examples):
+    return evaluate(model, examples, data_name="noise")
+
+
+def test_the_figures_are_scikit_learns(model, examples, whole):
+    images = np.stack([evaluated(tf.constant(image), (16, 16)) for image in examples.images])
+    probabilities = model.predict_on_batch(images).astype(np.float64)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    best = probabilities.argmax(1)
+    assert len(set(best)) > 2
+    assert whole.images == 60
+    assert whole.top1 == accuracy_score(examples.labels, best)
+    assert whole.top5 == top_k_accuracy_score(examples.labels, probabilities, k=5)
+    assert whole.cross_entropy == pytest.approx(log_loss(examples.labels, probabilities), rel=1e-4)
+    np.testing.assert_array_equal(
+        whole.confusion_matrix(), confusion_matrix(examples.labels, best, labels=range(CLASSES))
+    )
+    for i, (name, about) in enumerate(whole.per_class().items()):
+        members = examples.labels == i
+        assert (name, about["images"]) == ("abcdefg"[i], members.sum())
+        assert about["top1"] == pytest.approx((best[members] == i).mean())
+
+
+def test_calibration_error_by_hand():
+    counts = Counts()
+    counts.add(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]]), np.array([0, 1, 1, 1]))
+    about = dict.fromkeys(classification._ABOUT, "") | {"labels": ["x", "y"]}
+    found = classification.Evaluation(about, [(1, 1)], counts)
+    # Bins of 1/15: both 0.9 together (one right), 0.6 in the ninth, 0.65 in the tenth.
+    assert found.calibration_error == pytest.approx((abs(1.8 - 1) + 0.4 + 0.35) / 4)
+
+
+def test_wilson_interval_of_the_books():
+    """Newcombe (1998), table I: 81 of 263, and 0 of 20."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_shards_add_up(model, examples, whole, tmp_path):
+    paths = []
+    for number in (1, 2, 3):
+        part = evaluate(model, examples, data_name="noise", shard=(number, 3))
+        assert part.images == 20
+        paths.append(part.save(tmp_path / f"{number}.json"))
+    merged = merge(paths)
+    assert merged.images == whole.images
+    assert (merged.top1, merged.top5) == (whole.top1, whole.top5)
+    assert merged.counts.confusion == whole.counts.confusion
+    np.testing.assert_allclose(merged.counts.confidence, whole.counts.confidence, rtol=1e-6)
+    with pytest.raises(ValueError, match="counted twice"):
+        merge([paths[0], paths[0]])
+    with pytest.raises(ValueError, match="Shards 2 of 3 are missing"):
+        merge([paths[0], paths[2]])
+    with pytest.raises(ValueError, match="no receipts"):
+        merge([])
+    other = evaluate(model, examples, data_name="others", shard=(2, 3)).save(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="they differ in data"):
+        merge([paths[0], other])
+    (tmp_path / "wrong.json").write_text("[]")
+    with pytest.raises(ValueError, match="no receipt"):
+        load_evaluation(tmp_path / "wrong.json")
+
+
+def test_a_receipt_holds_what_it_takes_to_see_it_again(whole, tmp_path):
+    about = json.loads(whole.save(tmp_path / "receipt.json").read_text())
+    assert about["images"] == 60
+    assert about["accuracy"] == whole.top1
+    assert about["accuracy_interval_95"] == list(wilson(round(whole.top1 * 60), 60))
+    assert {
+        "weights",
+        "sha256",
+        "engine",
+        "data",
+        "fingerprint",
+        "size",
+        "central_fraction",
+        "versions",
+    } <= about.keys()
+    assert load_evaluation(tmp_path / "receipt.json").as_dict() == whole.as_dict()
+
+
+def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(classification, "PART", 25)
+    done = []
+    evaluate(model, examples, data_name="noise", folder=tmp_path, progress=lambda *at: done.append(at))
+    assert done == [(25, 60), (50, 60), (60, 60)]
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    files[1].write_text("cut off")
+    counted = []
+    count = classification._count
+    monkeypatch.setattr(classification, "_count", lambda *args: counted.append(args[2]) or count(*args))
+    again = evaluate(model, examples, data_name="noise", folder=tmp_path)
+    assert counted == [range(25, 50)]
+    assert again.counts.confusion == whole.counts.confusion
+    evaluate(model, examples, data_name="noise", folder=tmp_path, central_fraction=1.0)
+    assert len(counted) == 4  # another preprocessing is another evaluation
+
+
+def test_litert_says_what_keras_says(model, examples, whole, tmp_path):
+    from mnv2_keras.export.litert import export_litert
+
+    path = tmp_path / "small.tflite"
+    export_litert(model, path, labels=list("abcdefg"), compare=False)
+    found = evaluate(path, examples)
+    assert found.about["engine"] == "litert"
+    assert found.about["labels"] == list("abcdefg")
+    assert found.about["sha256"]
+    assert found.counts.confusion == whole.counts.confusion
+    assert evaluate(model, examples, engine="litert").counts.confusion == whole.counts.confusion
+
+
+def test_a_keras_file_with_labels_beside_it(model, examples, whole, tmp_path):
+    model.save(tmp_path / "small.keras")
+    (tmp_path / "labels.txt").write_text("\n".join("gfedcba"))
+    found = evaluate(tmp_path / "small.keras", examples)
+    assert found.about["labels"] == list("gfedcba")
+    assert found.counts.confusion == whole.counts.confusion  # as many classes as outputs: the order counts
+
+
+def test_broken_images_are_named_and_not_counted(model, tmp_path):
+    paths = []
+    for i in range(4):
+        path = tmp_path / f"{i}.png"
+        Image.new("L", (16, 16), 60 * i).save(path)
+        paths.append(path)
+    paths[2].write_bytes(b"nothing")
+    found = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg")))
+    assert found.images == 3
+    assert list(found.counts.broken) == [str(paths[2])]
+    for path in paths:
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="None of the images can be judged"):
+        evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg")))
+
+
+def test_label_maps():
+    names = [f"class {i}" for i in range(1000)]
+    assert output_of_label(names, imagenet_labels(1001)).tolist() == list(range(1, 1001))
+    assert output_of_label(names, imagenet_labels(1000)).tolist() == list(range(1000))
+    assert output_of_label(["background", *names], imagenet_labels(1000))[:3].tolist() == [-1, 0, 1]
+    assert output_of_label(["Egyptian cat", "tench"], imagenet_labels(1001)).tolist() == [286, 1]
+    with pytest.raises(ValueError, match="'crane' of the data is several"):
+        output_of_label(["crane", "tench"], imagenet_labels(1001))
+    with pytest.raises(ValueError, match="'unicorn' of the data is none"):
+        output_of_label(["unicorn", "tench"], imagenet_labels(1001))
+
+
+@pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "1/", "-1/2"])
+def test_shards_out_of_range(text):
+    with pytest.raises(ValueError, match="expected NUMBER/COUNT"):
+        parse_shard(text)
+    assert parse_shard("3/16") == (3, 16)
+
+
+def test_bad_engines_and_labels(model, examples, tmp_path):
+    with pytest.raises(ValueError, match="engine is 'onnx'"):
+        open_engine(model, "onnx")
+    with pytest.raises(FileNotFoundError, match="no .tflite file"):
+        open_engine(tmp_path / "none.tflite")
+    with pytest.raises(ValueError, match="one per output"):
+        evaluate(model, examples, labels=["a"])
+    few = Examples(examples.images[:2], np.array([0, 1], np.int32), ("a", "b"))
+    with pytest.raises(ValueError, match="7 outputs, the data 2 classes"):
+        evaluate(model, few)
+    features = build_mobilenetv2(input_shape=(16, 16, 1), include_top=False, table=((1, 8, 1, 1),))
+    with pytest.raises(ValueError, match="expected a classifier"):
+        open_engine(features)
+
+
+def test_logits_become_probabilities():
+    logits = np.array([[2.0, -1.0, 0.5]], np.float32)
+    found = as_probabilities(logits)
+    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(np.log(found) - np.log(found[0, 0]), logits - logits[0, 0], atol=1e-5)
+    np.testing.assert_array_equal(as_probabilities(found), found)
+
+
+def test_the_picture(whole, tmp_path):
+    with Image.open(plot_confusions(whole, tmp_path / "confusion.png")) as picture:
+        assert min(picture.size) > 300
