@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from mnv2_keras.cli import convert, demo, export, fetch, inspect, list_checkpoints, predict, segment, summary, verify
+from mnv2_keras.cli import (
+    convert,
+    demo,
+    evaluate,
+    export,
+    fetch,
+    inspect,
+    list_checkpoints,
+    predict,
+    segment,
+    summary,
+    train,
+    verify,
+)
 from mnv2_keras.cli.screen import err, version
 
 app = typer.Typer(
@@ -30,6 +43,8 @@ app.command("inspect")(inspect.inspect)
 app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
 app.command("segment")(segment.segment)
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:

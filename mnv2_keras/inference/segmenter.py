@@ -36,9 +36,7 @@ class Segmentation:
     @property
     def areas(self) -> dict[str, float]:
         """Share of the photo that each class present covers, the largest first; they add up to 1."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-        present = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
-        return {self.names[label]: float(counts[label] / self.labels.size) for label in present}
+        return {self.names[label]: share for label, share in self._shares()}
 
     def as_dict(self) -> dict:
         """Size and class areas, as JSON holds them."""
@@ -58,7 +56,7 @@ class Segmentation:
             self.labels[..., None] > 0, (1 - opacity) * self.photo + opacity * mask.astype(np.float32), self.photo
         ).astype(np.uint8)
         height, width = self.labels.shape
-        present = [(label, share) for label, share in self._shares() if share]
+        present = self._shares()
         text = max(12, min(height, width) // 24)
         font = ImageFont.load_default(text)
         per_line = max(1, 3 * width // (12 * text))
@@ -73,9 +71,12 @@ class Segmentation:
             draw.text((left + 1.5 * text, top), f"{self.names[label]} {share:.1%}", fill="black", font=font)
         return canvas
 
-    def _shares(self):
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
-        return sorted(enumerate(counts.tolist()), key=lambda item: -item[1])
+    def _shares(self) -> list[tuple[int, float]]:
+        """(label, share of the photo) of each class present, the largest first."""
+        shares = np.bincount(self.labels.ravel()) / self.labels.size
+        return sorted(
+            ((label, share) for label, share in enumerate(shares.tolist()) if share), key=lambda item: -item[1]
+        )
 
 
 class Segmenter:

@@ -1,0 +1,10 @@
+"""`mnv2 evaluate`: classifiers, and a sub-command for each other task."""
+
+import typer
+
+from mnv2_keras.cli import evaluation, segmentation
+
+app = typer.Typer(help="Measure a network as its publishers did.", no_args_is_help=True)
+app.callback(invoke_without_command=True)(evaluation.evaluate)
+app.command("merge")(evaluation.merge)
+app.command("segmentation")(segmentation.evaluate)

@@ -1,0 +1,9 @@
+"""`mnv2 train`: classifiers, and a sub-command for each other task."""
+
+import typer
+
+from mnv2_keras.cli import segmentation, training
+
+app = typer.Typer(help="Train a network by its published recipe.", no_args_is_help=True)
+app.callback(invoke_without_command=True)(training.train)
+app.command("segmentation")(segmentation.train)

@@ -1,0 +1,203 @@
+"""Photos with masks: from a folder, from TFDS, or drawn; and what training does to them before the network sees them.
+
+Source of the augmentation: DeepLab's `input_preprocess.preprocess_image_and_label` and `core/preprocess_utils`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mnv2_keras.images import find_images, read_image
+from mnv2_keras.masks import IGNORED, PADDING, read_mask
+from mnv2_keras.preprocessing import normalize_image
+
+#: What TFDS data sets call a mask of labels.
+_MASKS = ("segmentation_mask", "segmentation_label", "annotation", "mask", "label")
+
+
+@dataclass(frozen=True)
+class PhotoMaskFolder:
+    """Photos in one folder, a mask of the same name for each in another.
+
+    Attributes:
+        pairs: (photo, mask) paths, sorted by name.
+        classes: labels run from 0 to below it; 255 is ignored.
+    """
+
+    pairs: tuple[tuple[Path, Path], ...]
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (self.read(index) for index in range(len(self)))
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Photo uint8 (H, W, 3) and mask uint8 (H, W).
+
+        Raises:
+            ImageError: one of the files is broken.
+            ValueError: their sizes differ, or the mask has a label that is no class.
+        """
+        photo_path, mask_path = self.pairs[index]
+        photo, mask = read_image(photo_path), read_mask(mask_path)
+        if photo.shape[:2] != mask.shape:
+            raise ValueError(
+                f"{photo_path.name} is {photo.shape[0]} x {photo.shape[1]}, its mask {mask_path} {mask.shape[0]} x "
+                f"{mask.shape[1]}: they must have the same size."
+            )
+        check_labels(mask, self.classes, str(mask_path))
+        return photo, mask
+
+
+def check_labels(mask: np.ndarray, classes: int, name: str) -> None:
+    """Refuse a mask with labels that are neither a class nor ignored.
+
+    Raises:
+        ValueError: naming them.
+    """
+    present = np.unique(mask)
+    unknown = present[(present >= classes) & (present != IGNORED)]
+    if unknown.size:
+        raise ValueError(
+            f"{name} has unknown labels {', '.join(map(str, unknown[:8]))}: expected 0 to {classes - 1}, or {IGNORED} for "
+            "pixels to ignore. Pass the right number of classes, or map the labels first."
+        )
+
+
+def photos_and_masks(photos: str | os.PathLike, masks: str | os.PathLike, classes: int) -> PhotoMaskFolder:
+    """Pair the photos of a folder with the masks of another by their names without suffixes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a photo has no mask.
+        ValueError: a folder holds no images, or two masks the same name.
+    """
+    masks = Path(masks)
+    by_name: dict[str, Path] = {}
+    for path in find_images(masks):
+        if path.stem in by_name:
+            raise ValueError(f"{path} and {by_name[path.stem]} have the same name: a photo can have one mask only.")
+        by_name[path.stem] = path
+    pairs, alone = [], []
+    for photo in find_images(photos):
+        if photo.stem in by_name:
+            pairs.append((photo, by_name[photo.stem]))
+        else:
+            alone.append(photo)
+    if alone:
+        raise FileNotFoundError(
+            f"{len(alone)} photos have no mask in {masks}, first {alone[0].name}: a mask has its photo's name and is an indexed "
+            "or greyscale PNG."
+        )
+    return PhotoMaskFolder(tuple(pairs), classes)
+
+
+def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | os.PathLike | None = None):
+    """(photo, mask) of a TFDS data set, as `PhotoMaskFolder` gives them, to be gone through many times.
+
+    Args:
+        name: such as "oxford_iiit_pet" or "scene_parse150"; its features must hold an image and a mask of labels.
+        split: such as "train[:90%]".
+
+    Raises:
+        ValueError: the data set has no mask of labels.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir)
+    features = builder.info.features
+    key = next((key for key in _MASKS if key in features and len(features[key].shape) == 3), None)
+    if key is None or "image" not in features:
+        raise ValueError(
+            f"TFDS {name} has the features {', '.join(features)}: expected an image and a mask ({', '.join(_MASKS)})."
+        )
+    builder.download_and_prepare()
+    return _TfdsPairs(builder, split, key, classes)
+
+
+@dataclass(frozen=True)
+class _TfdsPairs:
+    builder: object
+    split: str
+    key: str
+    classes: int
+
+    def __len__(self) -> int:
+        return self.builder.info.splits[self.split].num_examples
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i, example in enumerate(self.builder.as_dataset(split=self.split).as_numpy_iterator()):
+            mask = example[self.key][..., 0].astype(np.uint8)
+            check_labels(mask, self.classes, f"{self.builder.name} {self.split}, example {i}")
+            yield example["image"], mask
+
+
+def augmented(
+    image,
+    mask,
+    crop: tuple[int, int],
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+    flip: float = 0.5,
+):
+    """One training example: scaled, padded, cropped and mirrored at random.
+
+    Args:
+        image: uint8 tensor (H, W, 3).
+        mask: uint8 tensor (H, W).
+        crop: (height, width) of the result.
+        scales: one is chosen.
+        flip: chance of a mirror image.
+
+    Returns:
+        float32 (height, width, 3) in [-1, 1] and int32 (height, width), 255 where there is nothing to learn.
+    """
+    import tensorflow as tf
+
+    size = tf.shape(mask)
+    scale = tf.constant(scales, tf.float32)[tf.random.uniform((), 0, len(scales), tf.int32)]
+    scaled = tf.maximum(tf.cast(tf.cast(size, tf.float32) * scale, tf.int32), 1)
+    pixels = tf.cast(image, tf.float32)
+    if tuple(scales) != (1.0,):
+        pixels = tf.raw_ops.ResizeBilinear(images=pixels[None], size=scaled, align_corners=True)[0]
+        mask = tf.raw_ops.ResizeNearestNeighbor(images=mask[None, ..., None], size=scaled, align_corners=True)[
+            0, ..., 0
+        ]
+    short = tf.maximum(tf.constant(crop) - tf.shape(mask), 0)
+    pixels = tf.pad(pixels - PADDING, [[0, short[0]], [0, short[1]], [0, 0]]) + PADDING
+    mask = tf.pad(mask, [[0, short[0]], [0, short[1]]], constant_values=IGNORED)
+    room = tf.shape(mask) - tf.constant(crop) + 1
+    top, left = (tf.random.uniform((), 0, room[axis], tf.int32) for axis in (0, 1))
+    pixels = pixels[top : top + crop[0], left : left + crop[1]]
+    mask = mask[top : top + crop[0], left : left + crop[1]]
+    mirrored = tf.random.uniform(()) < flip
+    pixels, mask = (tf.cond(mirrored, lambda x=x: x[:, ::-1], lambda x=x: x) for x in (pixels, mask))
+    return normalize_image(tf.ensure_shape(pixels, (*crop, 3))), tf.cast(tf.ensure_shape(mask, crop), tf.int32)
+
+
+def training_batches(
+    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, shuffle: int = 256, seed=None
+):
+    """An endless `tf.data.Dataset` of augmented batches.
+
+    Args:
+        pairs: what can be gone through again and again and gives (photo, mask).
+        batch: examples in a batch.
+        crop, scales, flip: as in `augmented`.
+        shuffle: examples held to draw from.
+        seed: of the order.
+
+    Returns:
+        Batches of float32 (batch, height, width, 3) and int32 (batch, height, width).
+    """
+    import tensorflow as tf
+
+    signature = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8))
+    data = tf.data.Dataset.from_generator(lambda: iter(pairs), output_signature=signature).repeat()
+    data = data.shuffle(shuffle, seed=seed) if shuffle > 1 else data
+    # Two at a time: the network needs the cores more.
+    data = data.map(lambda image, mask: augmented(image, mask, crop, tuple(scales), flip), num_parallel_calls=2)
+    return data.batch(batch, drop_remainder=True).prefetch(2)

@@ -1,0 +1,162 @@
+"""DeepLab's published training: momentum, a polynomial learning rate, scaled crops, cross-entropy of the judged pixels."""
+
+from dataclasses import dataclass
+
+import keras
+from keras import ops
+
+from mnv2_keras.data.segmentation import training_batches
+from mnv2_keras.masks import IGNORED
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe:
+    """How a segmenter is trained; the defaults are DeepLab's `train.py` as its README runs it for Pascal VOC.
+
+    `mnv2 train segmentation --photos JPEGImages --masks SegmentationClassRaw --classes 21` runs the published one: 30,000
+    steps of 16 crops of 513 x 513, which takes an accelerator. `SHAPES` runs on any laptop; docs/segmentation.md has its
+    curve, time and result.
+
+    Attributes:
+        steps: batches in all.
+        batch: crops in a batch; batch norms that are tuned want more than 12.
+        crop: (height, width) of the network's input.
+        learning_rate: at the start; it falls to 0 as `(1 - step / steps) ** power`.
+        power: of the schedule.
+        momentum: of the optimiser.
+        weight_decay: of the kernels (the builder's argument).
+        scales: each example is scaled by one of them.
+        flip: chance of a mirror image.
+        fine_tune_batch_norm: whether batch norms train; otherwise they keep their statistics, scale and shift.
+        batch_norm_momentum: of every moving statistic in training; None keeps the model's (0.997 and 0.9997, which need
+            tens of thousands of steps).
+        seed: of weights, order and augmentation.
+    """
+
+    steps: int = 30_000
+    batch: int = 16
+    crop: tuple[int, int] = (513, 513)
+    learning_rate: float = 0.007
+    power: float = 0.9
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    flip: float = 0.5
+    fine_tune_batch_norm: bool = True
+    batch_norm_momentum: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        checks = (
+            (self.steps >= 1, "steps", "at least 1"),
+            (self.batch >= 1, "batch", "at least 1"),
+            (len(self.crop) == 2 and min(self.crop) >= 1, "crop", "(height, width) in pixels"),
+            (self.learning_rate > 0, "learning_rate", "above 0"),
+            (self.scales and min(self.scales) > 0, "scales", "numbers above 0"),
+            (0 <= self.flip <= 1, "flip", "a chance from 0 to 1"),
+        )
+        for good, name, wanted in checks:
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected {wanted}.")
+
+
+#: Drawn shapes (`DrawnShapes`) at 65 x 65 with alpha 0.35 and the decoder, from scratch.
+SHAPES = SegmentationRecipe(
+    steps=1500, batch=8, crop=(65, 65), learning_rate=0.05, scales=(1.0,), batch_norm_momentum=0.9
+)
+
+
+@keras.saving.register_keras_serializable(package="mnv2_keras")
+class SegmentationLoss(keras.losses.Loss):
+    """Softmax cross-entropy of logits, averaged over the pixels whose label counts.
+
+    Source: DeepLab `train_utils.add_softmax_cross_entropy_loss_for_each_scale`.
+
+    Args:
+        ignored: the label of pixels that do not count.
+
+    Shapes: labels (B, H, W), integers; logits (B, H, W, classes). Their mean over all judged pixels is a scalar; 0 without
+    any.
+    """
+
+    def __init__(self, ignored: int = IGNORED, name: str = "cross_entropy", **options):
+        super().__init__(name=name, **options)
+        self.ignored = ignored
+
+    def call(self, y_true, y_pred):
+        labels = ops.cast(y_true, "int32")
+        judged = ops.cast(ops.not_equal(labels, self.ignored), y_pred.dtype)
+        labels = ops.where(ops.equal(labels, self.ignored), 0, labels)
+        each = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+        return ops.sum(each * judged) / ops.maximum(ops.sum(judged), 1.0)
+
+    def get_config(self):
+        return super().get_config() | {"ignored": self.ignored}
+
+
+def compile_segmenter(model: keras.Model, recipe: SegmentationRecipe) -> keras.Model:
+    """Give a segmenter the recipe's optimiser, schedule, loss and batch norms; returns the model."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = recipe.fine_tune_batch_norm
+            if recipe.batch_norm_momentum is not None:
+                layer.momentum = recipe.batch_norm_momentum
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        recipe.learning_rate, recipe.steps, end_learning_rate=0.0, power=recipe.power
+    )
+    model.compile(keras.optimizers.SGD(schedule, momentum=recipe.momentum), loss=SegmentationLoss())
+    return model
+
+
+def train_segmenter(
+    model: keras.Model, pairs, recipe: SegmentationRecipe, *, callbacks=(), rounds: int = 10, verbose=0
+):
+    """Train a segmenter on photos with masks.
+
+    Args:
+        model: from `build_deeplabv3_mobilenetv2`, at the recipe's crop, or of any size.
+        pairs: gives (photo, mask) at each pass: `photos_and_masks`, `tfds_photos_and_masks`, `DrawnShapes`.
+        recipe: how.
+        callbacks: of Keras, called at the end of each round.
+        rounds: in how many parts the steps are reported.
+        verbose: as in `Model.fit`.
+
+    Returns:
+        The losses of the rounds, first to last.
+
+    Raises:
+        ValueError: a photo or mask that cannot be used, naming it; or a model of another size or class count.
+    """
+    import tensorflow as tf
+
+    if any(side not in (None, wanted) for side, wanted in zip(model.input_shape[1:3], recipe.crop, strict=True)):
+        raise ValueError(
+            f"the model takes {model.input_shape[1]} x {model.input_shape[2]}, the recipe crops to {recipe.crop[0]} x "
+            f"{recipe.crop[1]}: build the model with input_shape=({recipe.crop[0]}, {recipe.crop[1]}, 3)."
+        )
+    if pairs.classes != model.output_shape[3]:
+        raise ValueError(
+            f"the masks have {pairs.classes} classes, the model {model.output_shape[3]}: build it with classes={pairs.classes}."
+        )
+    keras.utils.set_random_seed(recipe.seed)
+    compile_segmenter(model, recipe)
+    batches = training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed)
+    rounds = min(rounds, recipe.steps)
+    try:
+        history = model.fit(
+            batches,
+            epochs=rounds,
+            steps_per_epoch=recipe.steps // rounds,
+            callbacks=list(callbacks),
+            verbose=verbose,
+            shuffle=False,  # the batches are
+        )
+    except tf.errors.OpError as error:
+        raise ValueError(_cause(error)) from error
+    return history.history["loss"]
+
+
+def _cause(error: Exception) -> str:
+    """What was raised while reading, without TensorFlow's trace around it."""
+    lines = [line for line in str(error).splitlines() if "Error: " in line]
+    return lines[-1].partition("Error: ")[2] if lines else str(error).splitlines()[0]

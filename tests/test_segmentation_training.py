@@ -1,0 +1,268 @@
+"""DeepLab's recipe against the genuine loss and schedule; augmentation, data sources, and the commands."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from typer.testing import CliRunner
+
+from mnv2_keras import build_deeplabv3_mobilenetv2
+from mnv2_keras.cli.main import app
+from mnv2_keras.convert.goldens import name_rule_value
+from mnv2_keras.convert.names import variables
+from mnv2_keras.data.segmentation import (
+    augmented,
+    check_labels,
+    photos_and_masks,
+    tfds_photos_and_masks,
+    training_batches,
+)
+from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES, DrawnShapes
+from mnv2_keras.images import ImageError
+from mnv2_keras.masks import save_mask
+from mnv2_keras.training.segmentation import SegmentationLoss, SegmentationRecipe, compile_segmenter, train_segmenter
+
+TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three drawn pictures as photos and masks."""
+    (tmp_path / "photos").mkdir()
+    for i, (photo, mask) in enumerate(DrawnShapes(3, 40)):
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{i}.png")
+        save_mask(mask, tmp_path / "masks" / f"{i}.png")
+    return tmp_path
+
+
+# The recipe
+
+
+def test_loss_and_weight_decay_are_the_genuine_ones(testdata):
+    golden = np.load(testdata / "golden" / "segmentation" / "deeplab_extra_golden.npz")
+    labels = np.random.Generator(np.random.PCG64(3)).integers(0, 21, (1, 513, 513, 1))
+    labels[np.random.Generator(np.random.PCG64(4)).uniform(size=labels.shape) < 0.1] = 255
+    np.testing.assert_array_equal(labels[:, ::64, ::64], golden["loss_os16/labels_every64"])
+    assert np.sum(labels == 255) == golden["loss_os16/ignored"]
+    model = build_deeplabv3_mobilenetv2(weight_decay=4e-5, include_preprocessing=True)
+    for name, variable in variables(model).items():
+        variable.assign(name_rule_value(name, variable.shape))
+    image = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, (1, 513, 513, 3)).astype(np.float32)
+    loss = SegmentationLoss()(labels[..., 0], model(image))
+    assert float(loss) == pytest.approx(float(golden["loss_os16/softmax_ce"]), rel=1e-4)
+    assert float(sum(model.losses)) == pytest.approx(float(golden["loss_os16/l2_total_weight_decay_4e-5"]), rel=1e-4)
+
+
+def test_loss_of_ignored_pixels():
+    logits = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 3, (2, 5, 4))
+    labels[0, :2] = 255
+    log_probability = np.log(keras.ops.softmax(logits).numpy())
+    judged = labels != 255
+    expected = -np.mean(np.take_along_axis(log_probability, np.where(judged, labels, 0)[..., None], -1)[..., 0][judged])
+    assert float(SegmentationLoss()(labels, logits)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(SegmentationLoss()(np.full((1, 2, 2), 255), np.ones((1, 2, 2, 3), np.float32))) == 0
+    again = keras.losses.deserialize(keras.losses.serialize(SegmentationLoss(ignored=7)))
+    assert again.ignored == 7
+
+
+def test_schedule_and_batch_norms():
+    recipe = SegmentationRecipe(steps=100, learning_rate=0.007, fine_tune_batch_norm=False, batch_norm_momentum=0.5)
+    model = compile_segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3)), recipe)
+    rate = model.optimizer._learning_rate
+    for step in (0, 1, 50, 99, 100, 200):
+        assert float(rate(step)) == pytest.approx(0.007 * (1 - min(step, 100) / 100) ** 0.9, abs=1e-9)
+    assert model.optimizer.momentum == 0.9
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == 54
+    assert all(not layer.trainable and layer.momentum == 0.5 for layer in norms)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"batch": 0}, {"crop": (33,)}, {"learning_rate": 0}, {"scales": ()}, {"scales": (0,)}, {"flip": 2}],
+)
+def test_bad_recipes(change):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} is"):
+        dataclasses.replace(TINY, **change)
+
+
+# Augmentation
+
+
+def test_augmentation_keeps_photo_and_mask_together():
+    """A photo whose red tells its label: after any scaling, padding, cropping and mirroring it still does."""
+    labels = np.kron(np.arange(12).reshape(3, 4), np.ones((12, 12))).astype(np.uint8)
+    photo = np.repeat((labels * 20)[..., None], 3, -1).astype(np.uint8)
+    tf.random.set_seed(0)
+    padded = 0
+    for scales in [(1.0,), (0.5, 2.0)]:
+        for _ in range(12):
+            image, mask = (
+                each.numpy() for each in augmented(tf.constant(photo), tf.constant(labels), (50, 40), scales)
+            )
+            assert image.shape == (50, 40, 3)
+            assert mask.shape == (50, 40)
+            outside = mask == 255
+            padded += outside.any()
+            np.testing.assert_allclose(image[outside], 0, atol=1e-6)  # 127.5, normalised
+            told = np.rint((image[..., 0] + 1) * 127.5 / 20)
+            # Between two labels bilinear pixels are blends.
+            assert np.mean(told[~outside] == mask[~outside]) > (0.999 if scales == (1.0,) else 0.8)
+    assert padded
+    image, mask = augmented(tf.constant(photo), tf.constant(labels), (36, 48), (1.0,), flip=1.0)
+    np.testing.assert_array_equal(mask, labels[:, ::-1])
+
+
+def test_batches_are_endless_and_seeded():
+    first, again = (
+        [
+            batch
+            for batch, _ in zip(
+                training_batches(DrawnShapes(3, 33), 2, (33, 33), (1.0,), 0.0, 1), range(3), strict=False
+            )
+        ]
+        for _ in range(2)
+    )
+    for (image, mask), (image_2, mask_2) in zip(first, again, strict=True):
+        assert image.shape == (2, 33, 33, 3)
+        assert mask.dtype == tf.int32
+        np.testing.assert_array_equal(image, image_2)
+        np.testing.assert_array_equal(mask, mask_2)
+
+
+# Where photos and masks come from
+
+
+def test_drawn_shapes():
+    shapes = DrawnShapes(60, 65)
+    pictures = list(shapes)
+    assert len(pictures) == len(shapes) == 60
+    for picture, mask in pictures:
+        assert picture.shape == (65, 65, 3)
+        assert picture.dtype == mask.dtype == np.uint8
+        assert mask.max() < len(SHAPE_NAMES)
+    np.testing.assert_array_equal(pictures[5][0], shapes.draw(5)[0])
+    assert not np.array_equal(pictures[5][0], DrawnShapes(60, 65, seed=1).draw(5)[0])
+    shares = np.bincount(np.concatenate([mask.ravel() for _, mask in pictures])) / (60 * 65 * 65)
+    assert (shares > 0.03).all()
+
+
+def test_folder(folder):
+    pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
+    assert len(pairs) == 3
+    for (photo, mask), (drawn, truth) in zip(pairs, DrawnShapes(3, 40), strict=True):
+        np.testing.assert_array_equal(photo, drawn)
+        np.testing.assert_array_equal(mask, truth)
+
+
+def test_bad_folders(folder, tmp_path):
+    photos, masks = folder / "photos", folder / "masks"
+    (tmp_path / "empty").mkdir()
+    for arguments in ((tmp_path / "empty", masks), (photos, tmp_path / "empty")):
+        with pytest.raises(ImageError, match="holds no images"):
+            photos_and_masks(*arguments, 4)
+    with pytest.raises(FileNotFoundError):
+        photos_and_masks(photos, tmp_path / "nowhere", 4)
+    save_mask(np.zeros((2, 2)), masks / "more" / "1.png")
+    with pytest.raises(ValueError, match="have the same name"):
+        photos_and_masks(photos, masks, 4)
+    (masks / "more" / "1.png").unlink()
+    save_mask(np.full((40, 40), 3), masks / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png has unknown labels 3: expected 0 to 2, or 255"):
+        photos_and_masks(photos, masks, 3).read(1)
+    check_labels(np.uint8([[0, 2, 255]]), 3, "fine.png")
+    save_mask(np.zeros((40, 39)), masks / "1.png")
+    pairs = photos_and_masks(photos, masks, 4)
+    pairs.read(0)
+    with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39"):
+        pairs.read(1)
+    (masks / "2.png").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"2\.png is no mask"):
+        pairs.read(2)
+    (masks / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 photos have no mask in .*, first 0\.png"):
+        photos_and_masks(photos, masks, 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # TFDS's own
+def test_tfds(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    class Drawn(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3))
+            features = {"image": image, "segmentation_mask": tfds.features.Image(shape=(None, None, 1))}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (image, mask) in enumerate(DrawnShapes(4, 33)):
+                yield i, {"image": image, "segmentation_mask": mask[..., None]}
+
+    made = Drawn(data_dir=tmp_path)
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: made)
+    pairs = tfds_photos_and_masks("drawn", "train", 4)
+    assert len(pairs) == 4
+    found = {mask.tobytes(): photo for photo, mask in pairs}
+    for photo, mask in DrawnShapes(4, 33):
+        np.testing.assert_array_equal(found[mask.tobytes()], photo)
+    with pytest.raises(ValueError, match="unknown labels"):
+        list(tfds_photos_and_masks("drawn", "train", 1))
+    monkeypatch.setattr("mnv2_keras.data.segmentation._MASKS", ("annotation",))
+    with pytest.raises(ValueError, match="expected an image and a mask"):
+        tfds_photos_and_masks("drawn", "train", 4)
+
+
+# Training
+
+
+def test_training_learns_and_refuses_what_does_not_fit(folder):
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
+    before = [weight.numpy() for weight in model.weights]
+    pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
+    losses = train_segmenter(model, pairs, TINY)
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    changed = [not np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True)]
+    assert np.mean(changed) > 0.95
+    save_mask(np.zeros((40, 39)), folder / "masks" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask"):
+        train_segmenter(model, photos_and_masks(folder / "photos", folder / "masks", 4), TINY)
+    with pytest.raises(ValueError, match="the recipe crops to 65 x 65"):
+        train_segmenter(model, pairs, dataclasses.replace(TINY, crop=(65, 65)))
+    with pytest.raises(ValueError, match="the masks have 5 classes, the model 4"):
+        train_segmenter(model, dataclasses.replace(pairs, classes=5), TINY)
+
+
+def test_commands(folder, tmp_path):
+    model = tmp_path / "model.keras"
+    sources = ["--photos", str(folder / "photos"), "--masks", str(folder / "masks")]
+    command = ["train", "segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.35", "--crop", "33"]
+    result = CliRunner().invoke(app, [*command, *sources, "--steps", "2", "--batch", "1", "--freeze-batch-norm"])
+    assert result.exit_code == 0, result.output
+    assert model.exists()
+    plot = tmp_path / "confusion.png"
+    command = ["evaluate", "segmentation", str(model), *sources, "--plot", str(plot)]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["photos"] == 3
+    assert found["pixels"] == 3 * 40 * 40
+    assert 0 <= found["mean_iou"] <= 1
+    with Image.open(plot) as image:
+        assert image.size[0] > 300
+    result = CliRunner().invoke(app, command)
+    assert "mean IoU" in result.stdout
+    for bad in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
+        result = CliRunner().invoke(app, ["evaluate", "segmentation", str(model), *bad])
+        assert isinstance(result.exception, ValueError)
+        assert "Name one source" in str(result.exception)
