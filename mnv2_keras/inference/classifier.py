@@ -85,7 +85,7 @@ class Classifier:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
         self._closed = False
-        self.labels = _checked_labels(labels, len(self._run(np.zeros((height, width, 3), np.float32))))
+        self.labels = _checked_labels(labels, self._engine.classes)
 
     def __enter__(self) -> "Classifier":
         return self
@@ -125,7 +125,7 @@ class Classifier:
         self._check_open()
         images = _as_list(images)
         if len(images) == 1:
-            return [self._best(self._run(self._prepare(images[0])), top)]
+            return [self._best(self._engine.run(self._prepare(images[0])), top)]
         return [each.predictions for each in self.stream(images, top, on_error="raise")]
 
     def embed(self, images) -> np.ndarray:
@@ -223,9 +223,6 @@ class Classifier:
                 )
             return image.astype(np.float32, copy=False)
         return preprocess_image(image, self._size)
-
-    def _run(self, image: np.ndarray) -> np.ndarray:
-        return self._engine.run(image)
 
     def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
         """As `decode_predictions` decides: best first, the lower index where scores are equal."""

@@ -9,14 +9,11 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from mnv2_keras import __version__
-from mnv2_keras.cache import CacheError, cache_folder
-from mnv2_keras.registry import list_checkpoints
+from mnv2_keras.cache import cache_folder
 
 log = logging.getLogger("mnv2_keras")
 
@@ -76,6 +73,8 @@ def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
 def _weights_digest(path: Path, name: str) -> str:
     """SHA-256 of local weights, or the published one of a registered name."""
     if not path.exists() and not Path(f"{path}.index").exists():
+        from mnv2_keras.registry import list_checkpoints
+
         for record in list_checkpoints():
             if record.name == name and record.sha256:
                 return record.sha256
@@ -93,10 +92,25 @@ def _weights_digest(path: Path, name: str) -> str:
         files = sorted(each for each in path.iterdir() if each.is_file())
     else:
         files = sorted(path.parent.glob(f"{path.name}.*"))
+    return _remembered_digest(files)
+
+
+def _remembered_digest(files: list[Path]) -> str:
+    """SHA-256 over names and contents; not computed again while paths, sizes and times of change stay what they were."""
+    states = [(each, each.stat()) for each in files]
+    known = repr([(str(each.resolve()), state.st_size, state.st_mtime_ns, state.st_ino) for each, state in states])
+    note = cache_folder() / "litert" / f"weights-{hashlib.sha256(known.encode()).hexdigest()[:40]}.txt"
+    try:
+        digest = note.read_text()
+        if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+            return digest
+    except (OSError, UnicodeDecodeError):
+        pass  # no note, or none that can be read: compute it
     total = hashlib.sha256()
     for each in files:
         with each.open("rb") as file:
             total.update(each.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    _write(note, total.hexdigest().encode())
     return total.hexdigest()
 
 
@@ -117,28 +131,35 @@ def _kept(key: str) -> bytes | None:
 
 
 def _keep(key: str, content: bytes) -> None:
-    """Put a file into the cache; a cache that cannot be written costs time the next time, and nothing else."""
+    """Put a file into the cache."""
     folder = cache_folder() / "litert"
+    record = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
+    if not (_write(folder / f"{key}.tflite", content) and _write(folder / f"{key}.json", record)):
+        log.warning("The cache folder %s cannot keep the converted model: it is made anew each time.", folder)
+
+
+def _write(path: Path, data: bytes) -> bool:
+    """Whether the file could be written; a cache that cannot be costs time the next time, and nothing else."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
-        for name, data in ((f"{key}.tflite", content), (f"{key}.json", record)):
-            draft = folder / f".{name}.{os.getpid()}"
-            try:
-                with draft.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(folder / name)
-            finally:
-                draft.unlink(missing_ok=True)
-    except (OSError, CacheError) as error:
-        log.warning(
-            "The cache folder %s cannot keep the converted model (%s): it is made anew each time.", folder, error
-        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _converted(weights: str | os.PathLike, precision: str, resolution: int | None) -> bytes:
+    import subprocess
+    import tempfile
+
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
