@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.conversion import check_operators, convert_litert
-from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.litert import export_litert, write_bytes
 from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.export.report import inspect_litert
 
@@ -145,6 +145,26 @@ def test_a_failed_conversion_leaves_no_file(tmp_path):
     path = tmp_path / "model.tflite"
     with pytest.raises(ValueError, match="no file was written"):
         export_litert(model, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_conversion_leaves_no_file(model, tmp_path, monkeypatch):
+    killer = tmp_path / "python"
+    killer.write_text("#!/bin/sh\nkill -9 $$\n")
+    killer.chmod(0o755)
+    monkeypatch.setattr("mnv2_keras.export.conversion.sys.executable", str(killer))
+    with pytest.raises(ValueError, match="ended by signal 9; no file was written"):
+        export_litert(model, tmp_path / "model.tflite")
+    assert [each.name for each in tmp_path.iterdir()] == ["python"]
+
+
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mnv2_keras.export.litert.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(tmp_path / "model.tflite", b"content")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,14 +61,11 @@ def real_value(file: TfliteFile, run: Run, tensor: int) -> np.ndarray:
 
 
 def keras_logits(model, images: list[np.ndarray], batch: int = 8) -> list[np.ndarray]:
-    """The same from the Keras model: its endpoint `Logits` where it is a classifier, else its outputs."""
+    """The same from the Keras model: its layer `Logits` where it is a classifier, else its outputs."""
     import keras
 
-    from mnv2_keras.taps import endpoints
-
-    try:
-        logits = endpoints(model).get("Logits") if len(model.outputs) == 1 else None
-    except ValueError:  # a network of other layers
+    logits = next((layer.output for layer in model.layers if layer.name == "Logits"), None)
+    if len(model.outputs) != 1:
         logits = None
     tapped = model if logits is None else keras.Model(model.input, logits)
     rows = []

@@ -10,11 +10,11 @@ import numpy as np
 
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, load_photos, seeded_images, varied
-from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
+from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, short_name, signal_to_noise
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.equalization import equalize
 from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
-from mnv2_keras.export.quantization import INPUT_TYPES, activation_scheme, quantize_int8
+from mnv2_keras.export.quantization import FIXED, INPUT_TYPES, SAME_SCALE, activation_scheme, quantize_int8
 from mnv2_keras.export.report import ExportReport, inspect_litert
 from mnv2_keras.export.rounding import learned_kernels
 from mnv2_keras.export.statistics import collect
@@ -53,7 +53,8 @@ def export_litert(
     """Write a Keras model as a .tflite file.
 
     Args:
-        model: a functional model of one image input, such as this package builds.
+        model: a functional model of one image input, such as this package builds; or one from `quantization_aware`, which goes to
+            int8 with the ranges it learned and needs no calibration.
         path: the file to write; it is complete or not there.
         precision: "float32"; "float16" (weights in half precision); "dynamic" (kernels in int8, activations in float);
             "int8" (all in int8, kernels with one scale a channel); "int16x8" (activations in int16).
@@ -80,6 +81,16 @@ def export_litert(
         OSError: the file cannot be written. In no case is there half a file.
     """
     start = time.perf_counter()
+    source = model
+    if _is_simulated(model):
+        from mnv2_keras.export.simulation import plain_model
+
+        if precision != "int8":
+            raise ValueError(
+                f"{model.name!r} was trained for int8: export it with precision='int8', not {precision!r}."
+            )
+        model, learned = plain_model(model)
+        ranges = learned if ranges is None else ranges
     path = Path(path).expanduser()
     _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges)
     say = progress or (lambda *_: None)
@@ -126,7 +137,7 @@ def export_litert(
         )
     if compare or layers:
         images = _to_compare(photos, known, (height, width, channels), value_range, report, progress)
-        _compare(report, model, content, images)
+        _compare(report, source, content, images)
         if layers:
             say("comparing layers", 0, None)
             report.layers = compare_layers(reference, content, images)
@@ -158,6 +169,11 @@ def _check_arguments(path, precision, input_type, output_type, calibration, refi
         raise ValueError(f"ranges go with precision='int8', not {precision!r}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of the file to write, such as {path / 'model.tflite'}.")
+
+
+def _is_simulated(model) -> bool:
+    """Whether it comes from `quantization_aware`, told without importing Keras for files that need none."""
+    return any(type(layer).__name__ == "SimulatedConvolution" for layer in model.layers)
 
 
 def _metadata(model, labels, scaled: bool) -> Metadata:
@@ -217,18 +233,20 @@ def _counted(images: list[np.ndarray], what: str, say: Progress):
 
 
 def _named_ranges(file: TfliteFile, ranges: Mapping[str, tuple[float, float]], value_range) -> dict:
-    from mnv2_keras.export.check import short_name
-    from mnv2_keras.export.quantization import activation_tensors
-
-    found, missing = {}, []
-    for t in activation_tensors(file):
-        name = short_name(file.name(t))
-        if t in {int(each) for each in file.graph.inputs}:
-            found[t] = ranges.get(name, value_range)
-        elif name in ranges:
-            found[t] = ranges[name]
-        else:
-            missing.append(name)
+    """Ranges by tensor index; what only moves or squashes numbers needs none of its own."""
+    found = {int(t): ranges.get("image", value_range) for t in file.graph.inputs}
+    missing = []
+    for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
+        for t in (int(t) for t in operator.outputs):
+            name = short_name(file.name(t))
+            if name in ranges:
+                found[t] = ranges[name]
+            elif kind in SAME_SCALE:
+                found[t] = found[int(operator.inputs[0])]
+            elif kind in FIXED:
+                found[t] = (0.0, 1.0)
+            else:
+                missing.append(name)
     if missing:
         raise ValueError(f"ranges says nothing about {', '.join(missing[:5])}: give (low, high) for every layer.")
     return found

@@ -216,7 +216,7 @@ def add_metadata(model: bytes, metadata: Metadata) -> bytes:
     entries.append(schema_py_generated.MetadataT(name=_BUFFER.encode(), buffer=file.add_buffer(_as_array(packed))))
     file.model.metadata = entries
     content = file.to_bytes()
-    return content + _archive(metadata.files) if metadata.files else content
+    return _with_archive(content, metadata.files) if metadata.files else content
 
 
 def _as_array(content: bytes):
@@ -225,10 +225,10 @@ def _as_array(content: bytes):
     return np.frombuffer(content, np.uint8)
 
 
-def _archive(files: dict[str, bytes]) -> bytes:
-    """The files as a zip archive, stored as they are, so that Android can map them into memory."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+def _with_archive(model: bytes, files: dict[str, bytes]) -> bytes:
+    """The files appended as a zip archive, stored as they are, so that Android can map them into memory."""
+    out = io.BytesIO(model)
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
     return out.getvalue()

@@ -39,7 +39,7 @@ _VERSIONS = {
     "STRIDED_SLICE": 2,
 }
 #: Those that move or compare stored numbers, so that input and output must share one scale.
-_SAME_SCALE = {
+SAME_SCALE = {
     "RESHAPE",
     "SQUEEZE",
     "AVERAGE_POOL_2D",
@@ -52,7 +52,7 @@ _SAME_SCALE = {
     "STRIDED_SLICE",
 }
 #: Those whose output the specification gives a scale: (scale, zero point).
-_FIXED = {"SOFTMAX": (1 / 256, -128), "LOGISTIC": (1 / 256, -128)}
+FIXED = {"SOFTMAX": (1 / 256, -128), "LOGISTIC": (1 / 256, -128)}
 
 #: Operators with a kernel: the axis of its output channels.
 KERNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
@@ -140,7 +140,7 @@ def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]
         return t
 
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
-        if kind in _SAME_SCALE:
+        if kind in SAME_SCALE:
             tensors = [int(t) for t in (*operator.inputs, *operator.outputs) if int(t) in leader]
             for t in tensors[1:]:
                 leader[find(t)] = find(tensors[0])
@@ -152,8 +152,8 @@ def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]
         for t in ranges
     }
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
-        if kind in _FIXED:
-            scheme[int(operator.outputs[0])] = Affine(*_FIXED[kind])
+        if kind in FIXED:
+            scheme[int(operator.outputs[0])] = Affine(*FIXED[kind])
     return scheme
 
 
@@ -175,7 +175,7 @@ class _Writer:
         # A float output is best made in float: 1/256 is a coarse step for a probability.
         whole = [
             kind in _VERSIONS
-            and not (kind in _FIXED and output_type == _FLOAT and outputs & {int(t) for t in operator.outputs})
+            and not (kind in FIXED and output_type == _FLOAT and outputs & {int(t) for t in operator.outputs})
             for operator, kind in zip(graph.operators, kinds, strict=True)
         ]
         self.stored = {
