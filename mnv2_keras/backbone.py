@@ -5,7 +5,9 @@ A Keras layer is named after its TF-Slim scope, with `-` for `/`. Each convoluti
 endpoint by these names.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import keras
 from keras import layers
@@ -42,6 +44,14 @@ class Style:
     def __post_init__(self):
         if self.normalization not in ("batch_norm", "group_norm"):
             raise ValueError(f"normalization is {self.normalization!r}: expected 'batch_norm' or 'group_norm'.")
+        if isinstance(self.groups, bool) or not isinstance(self.groups, Integral) or self.groups < 1:
+            raise ValueError(f"groups is {self.groups!r}: expected a whole number of at least 1.")
+        for name, value, most in (
+            ("batch_norm_momentum", self.momentum, 1),
+            ("weight_decay", self.weight_decay, math.inf),
+        ):
+            if not isinstance(value, Real) or not 0 <= value <= most or math.isinf(value):
+                raise ValueError(f"{name} is {value!r}: expected a number from 0{' to 1' if most == 1 else ' up'}.")
 
     def initializer(self):
         """A fresh initialiser for a kernel (TF's `truncated_normal_initializer`, or TF-Slim's default, Glorot's)."""

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -85,9 +86,13 @@ def load_keras_file(path: Path) -> keras.Model:
     Raises:
         ValueError: the file is no Keras model, or holds weights only.
     """
+    if path.suffix == ".keras" and path.is_file() and not zipfile.is_zipfile(path):  # Keras would call it "not found"
+        raise ValueError(
+            f"{path} is not a Keras model file: it is damaged, incomplete or of another kind. Copy it again."
+        )
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # zipfile, h5py and Keras each raise their own for a damaged file
         hint = "It holds weights only: build the model and pass weights=." if path.name.endswith(".weights.h5") else ""
         raise ValueError(
             f"{path} is not a Keras model file that can be read ({str(error)[:300]}). {hint}".strip()
@@ -99,9 +104,9 @@ def _fill_from_keras_file(model: keras.Model, path: Path) -> None:
     if path.name.endswith(".weights.h5"):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Keras only warns of layers it found no weights for
+                warnings.simplefilter("error", UserWarning)  # Keras only warns of layers it found no weights for
                 model.load_weights(path)
-        except (ValueError, OSError, KeyError, UserWarning) as error:
+        except Exception as error:  # h5py and Keras each raise their own for a damaged or a foreign file
             raise ValueError(
                 f"{path} does not fit the model ({error}): build it with the options it was saved with."
             ) from error
@@ -178,7 +183,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
         OSError: the file cannot be written; nothing was changed.
     """
     path = Path(path).expanduser()
-    if path.suffix in (".ckpt", ""):
+    if path.suffix not in KERAS_FILES and (".ckpt" in path.name or not path.suffix):  # model.ckpt-1000 too
         return save_checkpoint(model, path)
     if path.suffix not in KERAS_FILES:
         raise ValueError(f"{path}: expected .keras, .h5, .weights.h5 or .ckpt.")
@@ -189,9 +194,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
             if path.name.endswith(".weights.h5"):
                 model.save_weights(draft)
             else:
-                with warnings.catch_warnings():  # Keras advises against .h5; whoever asks for it knows
-                    warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
-                    model.save(draft)
+                model.save(draft)
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             draft.replace(path)

@@ -136,6 +136,11 @@ def test_group_norm(groups):
         ({"output_stride": 0}, "output_stride is 0"),
         ({"normalization": "layer_norm"}, "expected 'batch_norm' or 'group_norm'"),
         ({"normalization": "group_norm", "groups": 7}, "Conv has 8 channels, which 7 groups do not divide"),
+        ({"normalization": "group_norm", "groups": 0}, "groups is 0: expected a whole number"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0: expected a number from 0 up"),
+        ({"batch_norm_momentum": float("nan")}, "batch_norm_momentum is nan: expected a number from 0 to 1"),
+        ({"input_tensor": np.zeros((1, 32, 32, 3))}, "input_tensor is a ndarray: expected a Keras tensor"),
+        ({"final_endpoint": 3}, "final_endpoint is 3: expected one of"),
         ({"final_endpoint": "layer_20"}, "expected one of layer_1, layer_2/depthwise_output"),
         ({"table": []}, "table has no rows"),
         ({"table": [(1, 2, 3)]}, "rows of four whole numbers"),
@@ -272,10 +277,14 @@ def test_keras_files_that_do_not_fit(tmp_path):
     small(classes=5).save(tmp_path / "five.keras")
     small(classes=5).save_weights(tmp_path / "five.weights.h5")
     (tmp_path / "text.keras").write_text("not a model")
+    damaged = bytearray((tmp_path / "five.keras").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "damaged.keras").write_bytes(damaged)
     for file, message in (
         ("five.keras", "differ in 2 weights, first MobilenetV2/Logits"),
         ("five.weights.h5", "does not fit the model"),
-        ("text.keras", "is not a Keras model file"),
+        ("text.keras", "is not a Keras model file: it is damaged"),
+        ("damaged.keras", r"is not a Keras model file that can be read \(Bad CRC"),
         ("missing.keras", "does not exist"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -170,6 +170,9 @@ def test_a_new_head_is_announced(network, prefix, caplog):
         {"alpha": 0.5, "normalization": "group_norm", "include_top": False},
         {"alpha": 0.35, "include_top": False},
         {"alpha": 0.35, "include_top": False, "final_endpoint": "layer_18"},
+        {"alpha": 0.35, "include_top": False, "final_endpoint": "layer_8"},
+        {"alpha": 0.35, "include_top": False, "final_endpoint": "layer_15/expansion_output"},
+        {"alpha": 0.35, "include_top": False, "final_endpoint": "layer_4/depthwise_output"},
         {"alpha": 1.0, "divisible_by": 4, "min_depth": 3},
         {"alpha": 0.73, "divisible_by": 4, "min_depth": 3},
     ],
@@ -192,6 +195,13 @@ def test_a_table_of_ones_own(tmp_path):
     # Strides are not in the shapes, so the table must be given; its widths are checked against the file's.
     with pytest.raises(ValueError, match="unknown to the model|another shape"):
         convert_checkpoint(prefix, **options | {"table": table[:3]})
+    with pytest.raises(
+        ValueError, match=r"does not tell their strides s: pass table=\[\(1, 16, 1, s\), \(6, 24, 1, s\)"
+    ):
+        convert_checkpoint(prefix, input_shape=(28, 28, 1))
+    wider = build_mobilenetv2(classes=10, **options | {"table": [*table[:3], Row(6, 72, 4, 2)]})
+    with pytest.raises(ValueError, match=r"of another shape than the model:\n .*expanded_conv_6/project"):
+        load_checkpoint(wider, prefix)
 
 
 def test_published_alphas_are_recognised():
@@ -282,6 +292,11 @@ def test_wrong_alpha_and_classes_and_channels(network, prefix, testdata):
         load_checkpoint(small(classes=5), prefix)
     with pytest.raises(ValueError, match=r"takes images of 3 channels, the model was built for 1: .*\(H, W, 3\)"):
         load_checkpoint(small(input_shape=(32, 32, 1)), prefix)
+    tap = small(alpha=0.75, include_top=False, final_endpoint="layer_15/expansion_output")
+    with pytest.raises(
+        ValueError, match=r"holds alpha 0\.1 .*, the model was built with alpha 0\.75 .*: build with alpha=0\.1"
+    ):
+        load_checkpoint(tap, prefix)
     with pytest.raises(ValueError, match="finegrain_classification_mode"):
         load_checkpoint(small(finegrain_classification_mode=False), prefix)
     with pytest.raises(ValueError, match="missing from the file"):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mnv2_keras import convert_checkpoint, verify_checkpoint, verify_model
-from mnv2_keras.convert.checkpoint import write_checkpoint
+from mnv2_keras.convert.checkpoint import _frozen_graph, write_checkpoint
 from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.receipt import Receipt
@@ -182,6 +182,8 @@ def test_damaged_goldens(testdata, tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a golden's arrays"):
         golden.outputs()
     (tmp_path / "alpha0.35_96.json").write_text("{}")
+    (tmp_path / "notes.json").write_text("not JSON")
+    (tmp_path / "notes.npz").touch()
     with pytest.raises(ValueError, match="found none"):
         find_goldens(tmp_path, {})
 
@@ -224,6 +226,28 @@ def test_graphs_that_are_none(tmp_path):
         file.write_bytes(graph.as_graph_def().SerializeToString())
     with pytest.raises(ValueError, match=r"has 0 inputs \(none\)"):
         _ = FrozenGraph(file).placeholder
+
+
+def test_a_graph_that_cannot_run(tmp_path):
+    with tf.Graph().as_default() as graph:
+        image = tf.compat.v1.placeholder(tf.float32, None, name="input")
+        tf.reshape(image, (5,), name="five")
+        (tmp_path / "a_frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with pytest.raises(ValueError, match=r"a_frozen\.pb cannot be run"):
+        FrozenGraph(tmp_path / "a_frozen.pb").run({"input": np.zeros(3, "f4")}, {"five": "five"})
+
+
+def test_the_graph_of_the_same_name_is_taken(tmp_path):
+    for name in ("a", "mobilenet_v2_1.0_224", "z"):
+        (tmp_path / f"{name}_frozen.pb").touch()
+    assert _frozen_graph(tmp_path, tmp_path / "mobilenet_v2_1.0_224.ckpt").name == "mobilenet_v2_1.0_224_frozen.pb"
+    assert _frozen_graph(tmp_path, tmp_path / "other.ckpt-5").name == "a_frozen.pb"
+
+
+def test_a_receipt_of_other_shapes_is_json(tmp_path):
+    receipt = Receipt("a", "b", 3e-4, {})
+    receipt.compare("layer_1", np.zeros((1, 2)), np.zeros((1, 3)))
+    assert json.loads(receipt.save(tmp_path / "receipt.json").read_text())["endpoints"][0]["max_abs"] is None
 
 
 def test_another_networks_graph(folder, tmp_path):

@@ -83,7 +83,7 @@ def _shape_error(source, model_shapes: Mapping, file_shapes: Mapping, wrong: lis
                 f"build with alpha={theirs.alpha}" if theirs.alpha else "use convert_checkpoint, which reads the widths"
             )
             return f"{source} holds {theirs.describe()}, the model was built with {ours.describe()}: {remedy}."
-        if ours.options != theirs.options:
+        if theirs.alpha is not None and ours.options != theirs.options:
             theirs_only = {k: v for k, v in theirs.options.items() if ours.options.get(k) != v}
             return (
                 f"{source} holds alpha {theirs.alpha:g} with {theirs_only}, the model was built otherwise: build it so."

@@ -152,9 +152,11 @@ def _prefix_in(folder: Path, source: Path) -> Path:
     raise ValueError(f"{source} holds {len(found)} checkpoints ({names}): pass the path of the one you mean.")
 
 
-def _frozen_graph(folder: Path) -> Path | None:
+def _frozen_graph(folder: Path, prefix: Path) -> Path | None:
+    """The graph beside a checkpoint; of several, the one that bears its name."""
     found = sorted(folder.glob("*frozen*.pb"))
-    return found[0] if found else None
+    stem = prefix.name.partition(".ckpt")[0]
+    return next((path for path in found if path.name.startswith(f"{stem}_frozen")), found[0] if found else None)
 
 
 def _open(prefix: Path, source: Path, folder: Path | None = None) -> Checkpoint:
@@ -179,7 +181,7 @@ def _open(prefix: Path, source: Path, folder: Path | None = None) -> Checkpoint:
         source=source,
         prefix=prefix,
         shapes=dict(sorted(shapes.items())),
-        frozen_graph=_frozen_graph(folder or prefix.parent),
+        frozen_graph=_frozen_graph(folder or prefix.parent, prefix),
         sha256={path.name: sha256_of(path) for path in files},
         _reader=reader,
     )

@@ -5,6 +5,7 @@ of every endpoint) beside `TAG.npz` (`net` and `ep:ENDPOINT`, large maps thinned
 """
 
 import ast
+import contextlib
 import json
 import zipfile
 import zlib
@@ -87,7 +88,8 @@ class Golden:
             if name == "activation_fn":
                 value = value.split()[1]  # "<function relu at ...>"
             elif isinstance(value, str):
-                value = ast.literal_eval(value)
+                with contextlib.suppress(ValueError, SyntaxError):  # a bare word, such as an endpoint's name
+                    value = ast.literal_eval(value)
             options[_OPTIONS.get(name, name)] = value
         if any("/GroupNorm/" in name for name in self.shapes):
             options["normalization"] = "group_norm"
@@ -134,7 +136,10 @@ def find_goldens(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[Golden]
     for file in files:
         if not file.is_file() or not file.with_suffix(".npz").is_file():
             continue
-        about = json.loads(file.read_text())
+        try:
+            about = json.loads(file.read_text())
+        except ValueError:  # another kind of file, as any folder may have
+            continue
         if isinstance(about, dict) and {"variables", "kwargs", "input_shape", "endpoints"} <= about.keys():
             readable.append(Golden(file))
     matching = [golden for golden in readable if golden.shapes == shapes]

@@ -97,7 +97,13 @@ class FrozenGraph:
             tf.import_graph_def(self.definition, name="")
             with tf.compat.v1.Session(graph=graph) as session:
                 tensors = {key: _tensor_name(node) for key, node in nodes.items()}
-                return session.run(tensors, {_tensor_name(node): value for node, value in feed.items()})
+                try:
+                    return session.run(tensors, {_tensor_name(node): value for node, value in feed.items()})
+                except tf.errors.OpError as error:
+                    raise ValueError(
+                        f"{self.path.name} cannot be run ({error.message.splitlines()[0][:200]}): it is damaged, or takes other "
+                        "images than these."
+                    ) from error
 
     def endpoint_nodes(self, endpoints, root: str) -> dict[str, str]:
         """The node of each endpoint this graph still has, keeping the endpoints' order."""

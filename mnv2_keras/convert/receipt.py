@@ -1,6 +1,7 @@
 """What a verification compared, and how it came out: the receipt."""
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -69,7 +70,10 @@ class Receipt:
 
     def as_dict(self) -> dict:
         """The receipt as JSON holds it."""
-        return {"passed": self.passed, **asdict(self)}
+        found = {"passed": self.passed, **asdict(self)}
+        for each in found["endpoints"]:  # JSON has no infinity and no NaN
+            each |= {name: None for name in ("max_abs", "range_relative") if not math.isfinite(each[name])}
+        return found
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the receipt as JSON, all of it or nothing."""

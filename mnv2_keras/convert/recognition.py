@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mnv2_keras.architecture import TABLE_2, Plan, Row, make_plan
-from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, backbone_shapes
+from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, backbone_shapes, depth
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +25,10 @@ class Recognition:
         channels: channels of the input image.
         has_last: whether the last convolution (`Conv_1`) is there.
         root: scope of the backbone's variables.
+        stem: channels of the first convolution.
+        final_endpoint: where the backbone ends; None for the last convolution.
+        normalization: "batch_norm" or "group_norm".
+        strides_known: whether the blocks are Table 2's. Shapes do not hold strides, so those of another table must be told.
     """
 
     options: dict
@@ -33,7 +37,9 @@ class Recognition:
     has_last: bool
     root: str
     stem: int
-    normalization: str = field(default="batch_norm")
+    final_endpoint: str | None
+    normalization: str
+    strides_known: bool
 
     @property
     def alpha(self) -> float | None:
@@ -52,16 +58,16 @@ class Recognition:
 
 
 def _alphas(hint: str):
-    """Candidates, the likeliest first: what the file's name says, the published ones, then every hundredth."""
+    """Candidates, the likeliest first: what the file's name says, the published ones, then every hundredth, round ones first."""
     match = _ALPHA_IN_NAME.search(hint)
     if match:
         yield float(match[1]) if match[1] else int(match[2]) / 10
     yield from _PUBLISHED
-    yield from (i / 100 for i in range(1, 401))
+    yield from (i / 100 for step in (10, 5, 1) for i in range(step, 401, step))
 
 
 def _widths(shapes: Shapes, root: str) -> list[tuple[int, int]]:
-    """(hidden, outputs) of every block, in order."""
+    """(hidden, outputs) of every whole block, in order; the network may end within the next one."""
     hidden, outputs = {}, {}
     block = re.compile(rf"{root}/expanded_conv(?:_(\d+))?/(depthwise/depthwise_weights|project(?:_part_\d+)?/weights)$")
     for name, shape in shapes.items():
@@ -71,9 +77,20 @@ def _widths(shapes: Shapes, root: str) -> list[tuple[int, int]]:
                 hidden[index] = shape[2]
             else:
                 outputs[index] = outputs.get(index, 0) + shape[3]
-    if not outputs or sorted(outputs) != list(range(len(outputs))) or hidden.keys() != outputs.keys():
+    count = len(outputs)
+    if sorted(outputs) != list(range(count)) or hidden.keys() - {count} != outputs.keys():
         return []
-    return [(hidden[i], outputs[i]) for i in range(len(outputs))]
+    return [(hidden[i], outputs[i]) for i in range(count)]
+
+
+def _end(shapes: Shapes, root: str, count: int) -> str:
+    """The endpoint at which a network without `Conv_1` ends: after `count` whole blocks, or within the next one."""
+    scope = f"{root}/expanded_conv_{count}"
+    if f"{scope}/depthwise/depthwise_weights" in shapes:
+        return f"layer_{count + 2}/depthwise_output"
+    if any(name.startswith(f"{scope}/expand") for name in shapes):
+        return f"layer_{count + 2}/expansion_output"
+    return f"layer_{count + 1}"
 
 
 def _ways(shapes: Shapes, kind: str) -> int:
@@ -103,36 +120,41 @@ def recognise(shapes: Shapes, hint: str = "") -> Recognition | None:
         "split_projection": _ways(shapes, "project"),
         "output_stride": None,
     }
-    backbone = {name: shape for name, shape in shapes.items() if name.startswith(f"{root}/")}
+    count, blocks = len(widths), sum(row.n for row in TABLE_2)
+    end = None if last is not None else _end(shapes, root, count)
 
     def fits(options: dict) -> bool:
-        plan = make_plan(channels=stem[2], **options)
-        if plan.stem.outputs != stem[3] or [(b.hidden, b.outputs) for b in plan.blocks] != widths:
+        try:
+            plan = make_plan(channels=stem[2], **options)
+        except ValueError:  # no plan has such splits or sizes
             return False
-        expected = backbone_shapes(plan, normalization, root)
-        scope = f"{root}/Conv_1/"
-        return all(backbone.get(n) == s for n, s in expected.items() if last is not None or not n.startswith(scope))
+        if plan.stem.outputs != stem[3] or [(b.hidden, b.outputs) for b in plan.blocks[:count]] != widths:
+            return False
+        # What comes after the end need not be there; what is there has to fit.
+        return all(
+            shapes.get(name) == shape
+            for name, shape in backbone_shapes(plan, normalization, root).items()
+            if end is None or depth(name)[0] < count or name in shapes
+        )
 
-    def found(options: dict) -> Recognition:
-        return Recognition(options, logits and logits[3], stem[2], last is not None, root, stem[3], normalization)
+    def found(options: dict, strides_known: bool) -> Recognition:
+        classes = logits and logits[3]
+        return Recognition(options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known)
 
-    try:
-        if len(widths) == sum(row.n for row in TABLE_2):
-            for min_depth, divisible_by in _ROUNDINGS:
-                for alpha in _alphas(hint):
-                    for finegrain in (True, False):
-                        options = fixed | {
-                            "alpha": alpha,
-                            "finegrain_classification_mode": finegrain,
-                            "min_depth": min_depth,
-                            "divisible_by": divisible_by,
-                        }
-                        if fits(options):
-                            return found(options)
-        options = fixed | _own_widths(stem[3], widths, last)
-        return found(options) if fits(options) else None
-    except ValueError:  # no plan has such splits or sizes
-        return None
+    if count == blocks or (end is not None and count < blocks):
+        for min_depth, divisible_by in _ROUNDINGS:
+            for alpha in _alphas(hint):
+                for finegrain in (True, False):
+                    options = fixed | {
+                        "alpha": alpha,
+                        "finegrain_classification_mode": finegrain,
+                        "min_depth": min_depth,
+                        "divisible_by": divisible_by,
+                    }
+                    if fits(options):
+                        return found(options, strides_known=True)
+    options = fixed | _own_widths(stem[3], widths, last)
+    return found(options, strides_known=count == blocks) if fits(options) else None
 
 
 def _own_widths(stem: int, widths: list[tuple[int, int]], last) -> dict:

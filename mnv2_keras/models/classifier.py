@@ -1,5 +1,6 @@
 """MobileNetV2, the classifier and the bare backbone."""
 
+from numbers import Integral
 from pathlib import Path
 
 import keras
@@ -92,9 +93,14 @@ def build_mobilenetv2(
             "keras.config.set_image_data_format('channels_last') and give images as (B, H, W, C)."
         )
     if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise ValueError(
+                f"input_tensor is a {type(input_tensor).__name__}: expected a Keras tensor such as keras.Input((224, 224, 3)); "
+                "call the finished model on arrays."
+            )
         input_shape = tuple(input_tensor.shape[1:])
     height, width, channels = _checked_input_shape(input_shape)
-    if isinstance(classes, bool) or not isinstance(classes, int | None) or (classes or 0) < 0:
+    if isinstance(classes, bool) or not isinstance(classes, Integral | None) or (classes or 0) < 0:
         raise ValueError(
             f"classes is {classes!r}: expected a whole number; 0 for pooled features without a classifier."
         )
@@ -128,7 +134,7 @@ def build_mobilenetv2(
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(image) if include_preprocessing else image
     x = backbone(x, plan, style, final_endpoint)
     if include_top:
-        x = classification(x, classes or 0, style, dropout_rate, classifier_activation)
+        x = classification(x, int(classes or 0), style, dropout_rate, classifier_activation)
     elif pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(name="average_pooling")(x)
     elif pooling == "max":
@@ -145,7 +151,7 @@ def _checked_input_shape(input_shape) -> tuple[int | None, int | None, int]:
     if (
         len(sides) != 3
         or not all(
-            side is None or (isinstance(side, int) and not isinstance(side, bool) and side > 0) for side in sides
+            side is None or (isinstance(side, Integral) and not isinstance(side, bool) and side > 0) for side in sides
         )
         or sides[2] is None
     ):
@@ -153,12 +159,12 @@ def _checked_input_shape(input_shape) -> tuple[int | None, int | None, int]:
             f"input_shape is {input_shape!r}: expected (height, width, channels), height and width whole numbers or None, such as "
             "(224, 224, 3)."
         )
-    return sides
+    return tuple(None if side is None else int(side) for side in sides)
 
 
 def _check_size(height: int | None, width: int | None, plan: Plan, final_endpoint: str | None) -> None:
     """A side shorter than the network's stride would be all padding by the end."""
-    final_layer, _, tap = (final_endpoint or plan.last.endpoint).partition("/")
+    final_layer, _, tap = str(final_endpoint or plan.last.endpoint).partition("/")
     stride = 1
     for layer in plan.layers:
         if layer.endpoint == final_layer and tap == "expansion_output":
@@ -201,9 +207,15 @@ def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dic
             f"{checkpoint.source} holds no MobileNetV2 of TF-Slim: {len(checkpoint.shapes)} variables ({names}, ...). Expected "
             "MobilenetV2/Conv/weights, MobilenetV2/expanded_conv/..., and so on."
         )
+    if not found.strides_known and "table" not in options:
+        rows = ", ".join(f"({row.t}, {row.c}, {row.n}, s)" for row in found.options["table"])
+        raise ValueError(
+            f"{checkpoint.source} holds blocks other than Table 2's, and a checkpoint does not tell their strides s: pass "
+            f"table=[{rows}] with them to convert_checkpoint."
+        )
     arguments = found.options | {
         "normalization": found.normalization,
-        "final_endpoint": None if found.has_last else found.plan.blocks[-1].endpoint,
+        "final_endpoint": found.final_endpoint,
         "include_top": found.classes is not None,
         "classes": found.classes if classes is None else classes,
     }
