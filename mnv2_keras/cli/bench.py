@@ -1,0 +1,62 @@
+"""`mnv2 bench`: how fast some weights are on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnv2_keras.cli.screen import Json, err, out, print_json
+
+
+def bench(
+    weights: Annotated[str, typer.Argument(help="Archive, checkpoint or Keras file, or a name from `mnv2 list`.")],
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", help="'ENGINE PRECISION', such as 'litert int8' or 'keras float32'; may be repeated."
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Threads; may be repeated. 1 and all cores otherwise.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each variant.")] = 50,
+    cold: Annotated[bool, typer.Option(help="Measure cold starts and memory too.")] = True,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the table here, as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the latencies into this .png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure latency, throughput, cold start and memory, in interleaved rounds.
+
+    Example: mnv2 bench mobilenet_v2_1.0_224.tgz --variant "litert float32" --variant "litert int8" -o bench.csv
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from mnv2_keras.export.litert import write_bytes
+    from mnv2_keras.inference import measuring
+
+    measured = measuring.measure(
+        weights, variants or measuring.VARIANTS, threads or None, rounds, cold, say=lambda text: err.print(text)
+    )
+    if output:
+        write_bytes(output, measuring.to_csv(measured).encode())
+    if plot:
+        measuring.plot(measured, plot)
+    if as_json:
+        print_json([asdict(each) for each in measured])
+        return
+    table = Table(
+        "engine", "precision", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "cold start s", "memory MB"
+    )
+    for each in measured:
+        table.add_row(
+            each.engine,
+            each.precision,
+            str(each.threads),
+            *(f"{value:.2f}" for value in (each.p50_ms, each.p90_ms, each.p99_ms)),
+            f"{each.images_per_second:.0f}",
+            "" if each.cold_start_s is None else f"{each.cold_start_s:.2f}",
+            "" if each.memory_mb is None else f"{each.memory_mb:.0f}",
+        )
+    out.print(table)

@@ -1,0 +1,195 @@
+"""How fast a classifier is on this machine: latency, throughput, memory and cold start of every engine and precision."""
+
+import csv
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from mnv2_keras.inference.classifier import Classifier
+from mnv2_keras.inference.model_cache import litert_content
+
+#: What is measured unless asked otherwise.
+VARIANTS = ("litert float32", "litert float16", "litert int8")
+ALL_VARIANTS = (*VARIANTS, "litert dynamic", "openvino float32", "openvino int8", "keras float32")
+
+#: Calls before the clock counts: caches fill, kernels are chosen.
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One engine, precision and number of threads. Times are milliseconds of `Classifier.predict` on a uint8 photo of the
+    network's size, preprocessing and top 5 included."""
+
+    engine: str
+    precision: str
+    threads: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float  # of `stream`, all threads busy with images of their own
+    cold_start_s: float | None  # a process of its own, from its start to its first answer
+    memory_mb: float | None  # the most that process held, in 10 ** 6 bytes
+
+
+def measure(
+    weights: str | os.PathLike,
+    variants: Sequence[str] = VARIANTS,
+    threads: Sequence[int] | None = None,
+    rounds: int = 50,
+    cold: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> list[Measurement]:
+    """Measure in interleaved rounds: every variant once, then again, so that a busy moment meets all of them.
+
+    Args:
+        weights: as `Classifier` takes them.
+        variants: "ENGINE PRECISION", any of `ALL_VARIANTS`. An int8 file for this purpose is calibrated on noise: as fast as
+            another, of no other use.
+        threads: numbers of threads; None for 1 and all cores.
+        rounds: calls of each variant.
+        cold: whether to measure cold starts and memory too, in processes of their own.
+        say: called with a sentence before something that takes long.
+
+    Raises:
+        ValueError: an unknown variant, or fewer than 1 round or thread.
+    """
+    if unknown := [each for each in variants if each not in ALL_VARIANTS]:
+        raise ValueError(f"variant {unknown[0]!r}: expected any of {', '.join(ALL_VARIANTS)}.")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}: measure at least 1.")
+    threads = sorted({1, os.cpu_count() or 1}) if threads is None else list(threads)
+    say = say or (lambda _: None)
+    measured = []
+    with tempfile.TemporaryDirectory(prefix="mnv2-bench-") as folder:
+        cases = []
+        for variant in variants:
+            engine, precision = variant.split()
+            file = prepared_file(weights, engine, precision, Path(folder), say)
+            for count in [0] if engine == "keras" else threads:
+                cases.append((engine, precision, count, file, Classifier(file, engine, count or None)))
+        photo = np.random.default_rng(0).integers(0, 256, (*cases[0][4].size, 3), dtype=np.uint8)
+        say(f"Measuring {rounds} rounds.")
+        times = _interleaved([lambda c=case[4]: c.predict(photo) for case in cases], rounds)
+        for case, taken in zip(cases, times, strict=True):
+            engine, precision, count, file, classifier = case
+            speed = _throughput(classifier, photo, rounds)
+            start, memory = _cold_start(file, engine, count, Path(folder)) if cold else (None, None)
+            p50, p90, p99 = (float(np.percentile(taken, p)) * 1e3 for p in (50, 90, 99))
+            measured.append(
+                Measurement(engine, precision, count or os.cpu_count() or 1, p50, p90, p99, speed, start, memory)
+            )
+            classifier.close()
+    return measured
+
+
+def prepared_file(weights, engine: str, precision: str, folder: Path, say) -> str:
+    """A file (or the weights themselves, for Keras) to measure."""
+    if engine == "keras":
+        return str(weights)
+    file = folder / f"{precision}.tflite"
+    if not file.exists():
+        content = litert_content(weights, "float32" if precision == "int8" else precision, None, say)
+        if precision == "int8":
+            from mnv2_keras.export.calibration import seeded_images
+            from mnv2_keras.export.quantization import quantize_int8
+            from mnv2_keras.export.statistics import collect
+            from mnv2_keras.inference.engines import LitertEngine
+
+            images = seeded_images(LitertEngine(content, 1).input_shape, (-1.0, 1.0))
+            content = quantize_int8(content, collect(content, images).ranges())
+        file.write_bytes(content)
+    return str(file)
+
+
+def _interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
+    """Seconds of every call, the calls taking turns."""
+    for call in calls:
+        for _ in range(_WARM_UP):
+            call()
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, taken, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return taken
+
+
+def _throughput(classifier: Classifier, photo: np.ndarray, rounds: int) -> float:
+    list(classifier.stream([photo] * 4))
+    count = max(rounds, 8)
+    start = time.perf_counter()
+    for _ in classifier.stream([photo] * count):
+        pass
+    return count / (time.perf_counter() - start)
+
+
+_COLD = """
+import pathlib, resource, sys
+from mnv2_keras.inference.classifier import Classifier
+file, engine, threads, photo = sys.argv[1:]
+Classifier(file, engine, int(threads) or None).predict(photo)
+status = pathlib.Path("/proc/self/status")
+if status.exists():  # Linux counts the parent's memory into ru_maxrss
+    print("peak", [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")][0])
+else:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+"""
+
+
+def _cold_start(file: str, engine: str, threads: int, folder: Path) -> tuple[float, float]:
+    """(seconds, 10 ** 6 bytes): the median of three processes, the largest memory."""
+    from PIL import Image
+
+    photo = folder / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(photo)
+    seconds, peaks = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _COLD, file, engine, str(threads), str(photo)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds.append(time.perf_counter() - start)
+        peaks.append(int(done.stdout.split("peak")[-1]) * 1024)
+    return statistics.median(seconds), max(peaks) / 1e6
+
+
+def to_csv(measured: Sequence[Measurement]) -> str:
+    """A row for each measurement, under the names of its fields."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [each.name for each in fields(Measurement)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(each) for each in measured)
+    return out.getvalue()
+
+
+def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
+    """Draw the median latencies, with p90, as bars into a .png or .svg file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rows = list(reversed(measured))
+    axes.barh(
+        [f"{each.engine} {each.precision}, {each.threads} threads" for each in rows],
+        [each.p50_ms for each in rows],
+        xerr=[[0] * len(rows), [each.p90_ms - each.p50_ms for each in rows]],
+    )
+    axes.set_xlabel("milliseconds a photo: median, and up to p90")
+    figure.savefig(path, dpi=120)
+    return Path(path)

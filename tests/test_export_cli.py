@@ -1,0 +1,149 @@
+"""The commands export, inspect, predict and bench, from the shell's side."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mnv2_keras.cli.main import app
+from mnv2_keras.inference import measuring
+
+
+@pytest.fixture(scope="module")
+def weights(testdata) -> Path:
+    return testdata / "checkpoints" / "v1_format" / "mobilenet_v2_0.1_32.ckpt"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(weights, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    arguments = [
+        "export",
+        str(weights),
+        "-o",
+        str(folder / "m.tflite"),
+        "--precision",
+        "int8",
+        "--calibrate",
+        str(photos),
+    ]
+    result = CliRunner().invoke(
+        app, [*arguments, "--output-type", "float32", "--report", str(folder / "r.json"), "--layers"]
+    )
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+def test_export_prints_and_writes_a_report(exported):
+    folder, result = exported
+    report = json.loads((folder / "r.json").read_text())
+    assert report["precision"] == "int8"
+    assert report["calibration_images"] == 3
+    assert "broken.jpg" in report["skipped"][0]
+    assert len(report["layers"]) == 64
+    for words in ("signal to noise", "layer that loses most", "uint8", "broken.jpg", "Only 3 photos"):
+        assert words in result.output
+    assert sorted(each.name for each in folder.iterdir()) == ["m.tflite", "r.json"]
+
+
+def test_inspect(exported, testdata):
+    folder, _ = exported
+    result = CliRunner().invoke(app, ["inspect", str(folder / "m.tflite")])
+    assert result.exit_code == 0
+    for words in ("36 CONV_2D", "(pixel - 127.5) / 127.5", "Apache", "bytes at least"):
+        assert words in result.output
+    result = CliRunner().invoke(app, ["inspect", str(folder / "m.tflite"), "--json"])
+    about = json.loads(result.output)
+    assert about["inputs"][0]["dtype"] == "uint8"
+    assert about["outputs"][0]["dtype"] == "float32"
+    theirs = CliRunner().invoke(app, ["inspect", str(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")])
+    assert "ImageClassifier" in theirs.output
+
+
+def test_inspect_of_what_is_none(tmp_path):
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "none.tflite")])
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_predict_writes_results(exported, photos, tmp_path, suffix):
+    folder, _ = exported
+    output = tmp_path / f"results{suffix}"
+    arguments = ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--top", "2", "-o", str(output)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1  # one photo is broken
+    assert "broken.jpg" in result.output
+    if suffix == ".jsonl":
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [len(line.get("predictions", [])) for line in lines] == [2, 2, 2, 0]
+        assert "broken.jpg" in lines[3]["error"]
+    elif suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(output.read_text())))
+        assert [row["rank"] for row in rows] == ["1", "2"] * 3 + [""]
+        assert float(rows[0]["score"]) >= float(rows[1]["score"])
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(output).to_pylist()
+        assert len(table) == 7
+        assert table[0]["rank"] == 1
+        assert table[6]["error"]
+
+
+def test_predict_to_the_terminal(exported, photos):
+    folder, _ = exported
+    good = str(photos / "0.png")
+    result = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite")])
+    assert result.exit_code == 0
+    assert "class 3" in result.output
+    result = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite"), "--json"])
+    assert len(json.loads(result.output)[0]["predictions"]) == 5
+    many = ["predict", *[good] * 25, "--weights", str(folder / "m.tflite"), "--json"]
+    assert len(json.loads(CliRunner().invoke(app, many).stdout)) == 25
+    strict = CliRunner().invoke(app, ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--strict"])
+    assert isinstance(strict.exception, ValueError)
+    wrong = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"])
+    assert "choose a name that ends so" in str(wrong.exception)
+
+
+def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
+    output, plot = tmp_path / "bench.csv", tmp_path / "bench.png"
+    arguments = ["bench", str(weights), "--rounds", "3", "--threads", "1", "-o", str(output), "--plot", str(plot)]
+    for variant in ("litert float32", "litert int8", "keras float32"):
+        arguments += ["--variant", variant]
+    result = CliRunner().invoke(app, [*arguments, "--no-cold"])
+    assert result.exit_code == 0, result.exception
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert [(row["engine"], row["precision"]) for row in rows] == [
+        ("litert", "float32"),
+        ("litert", "int8"),
+        ("keras", "float32"),
+    ]
+    assert all(0 < float(row["p50_ms"]) <= float(row["p90_ms"]) <= float(row["p99_ms"]) for row in rows)
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    # The file is in the cache now: a cold start of a process of its own, without TensorFlow.
+    result = CliRunner().invoke(app, ["bench", str(weights), "--rounds", "1", "--variant", "litert float32", "--json"])
+    measured = json.loads(result.stdout)
+    assert all(each["memory_mb"] < 250 for each in measured)
+    assert all(each["cold_start_s"] > 0 for each in measured)
+
+
+def test_bench_refuses_what_it_does_not_know(weights):
+    with pytest.raises(ValueError, match="variant 'abacus'"):
+        measuring.measure(weights, ["abacus"])
+    with pytest.raises(ValueError, match="rounds is 0"):
+        measuring.measure(weights, rounds=0)
