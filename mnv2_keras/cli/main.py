@@ -9,6 +9,7 @@ import sys
 import typer
 
 from mnv2_keras.cli import (
+    bench,
     convert,
     demo,
     evaluate,
@@ -40,6 +41,7 @@ app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
+app.command("bench")(bench.bench)
 app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
 app.command("segment")(segment.segment)
