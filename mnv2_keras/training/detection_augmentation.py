@@ -1,0 +1,95 @@
+"""What is done to images and boxes in training: the flip and the crop of the published recipe.
+
+Source: Object Detection API `core/preprocessor.py`, `random_horizontal_flip` and `ssd_random_crop`.
+"""
+
+import tensorflow as tf
+
+from mnv2_keras.boxes import area
+
+#: One of these is drawn for each image: how much of some object the crop must show.
+LEAST_COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+ASPECT_RATIOS, AREAS = (0.5, 2.0), (0.1, 1.0)
+#: The part of the images that stay whole.
+UNCROPPED = 0.15
+
+
+def random_horizontal_flip(image, boxes, classes):
+    """Mirror every second image.
+
+    Args:
+        image: (H, W, C).
+        boxes: float32 (N, 4): ymin, xmin, ymax, xmax as parts of the image.
+        classes: (N,).
+
+    Returns:
+        The same three.
+    """
+
+    def flipped():
+        ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
+        return tf.reverse(image, [1]), tf.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1)
+
+    image, boxes = tf.cond(tf.random.uniform([]) < 0.5, flipped, lambda: (image, boxes))
+    return image, boxes, classes
+
+
+def crop_to_window(image, boxes, classes, window, least_kept):
+    """Cut an image at a window; an object stays when enough of it is inside, and its box is cut with the image.
+
+    Source: `preprocessor._strict_random_crop_image`.
+
+    Args:
+        image, boxes, classes: as in `random_horizontal_flip`.
+        window: (4,) ymin, xmin, ymax, xmax as parts of the image.
+        least_kept: the part of an object's box that must be inside for it to stay; 0 takes all that are not wholly outside.
+
+    Returns:
+        The same three.
+    """
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    ymin, xmin, ymax, xmax = (
+        tf.cast(tf.round(side * length), tf.int32)
+        for side, length in zip(tf.unstack(window), [height, width] * 2, strict=True)
+    )
+    low, high = tf.maximum(boxes[:, :2], window[:2]), tf.minimum(boxes[:, 2:], window[2:])
+    common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)
+    stays = tf.reduce_all(high > low, axis=-1) & (tf.math.divide_no_nan(common, area(boxes)) >= least_kept)
+    size = tf.tile(window[2:] - window[:2], [2])
+    cut = (tf.concat([low, high], axis=-1) - tf.tile(window[:2], [2])) / size
+    return image[ymin:ymax, xmin:xmax], tf.boolean_mask(cut, stays), tf.boolean_mask(classes, stays)
+
+
+def ssd_random_crop(image, boxes, classes):
+    """Cut most images at a random window of 0.1 to 1 of their area, so that objects come in all sizes and partly hidden.
+
+    Args, returns: as in `random_horizontal_flip`; the image gets smaller.
+    """
+    least_covered = tf.gather(tf.constant(LEAST_COVERED), tf.random.uniform([], 0, len(LEAST_COVERED), tf.int32))
+
+    def cropped():
+        _, _, window = tf.image.sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.clip_by_value(boxes, 0.0, 1.0)[None],
+            min_object_covered=least_covered,
+            aspect_ratio_range=ASPECT_RATIOS,
+            area_range=AREAS,
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return crop_to_window(image, boxes, classes, window[0, 0], least_covered)
+
+    # As in the genuine program, a crop is taken where the draw is above the share of whole images.
+    return tf.cond(tf.random.uniform([]) > UNCROPPED, cropped, lambda: (image, boxes, classes))
+
+
+def augmentation(flip: bool = True, crop: bool = True):
+    """The two, one after the other, as `detection_batches` takes them; None for neither."""
+    steps = [step for step, wanted in ((random_horizontal_flip, flip), (ssd_random_crop, crop)) if wanted]
+
+    def augment(image, boxes, classes):
+        for step in steps:
+            image, boxes, classes = step(image, boxes, classes)
+        return image, boxes, classes
+
+    return augment if steps else None

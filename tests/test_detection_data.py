@@ -1,0 +1,219 @@
+"""Labelled images: COCO JSON, Pascal VOC XML, drawn shapes, batches and augmentation."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mnv2_keras.data.detection import (
+    DetectionExample,
+    coco_categories,
+    coco_document,
+    detection_batches,
+    read_coco,
+    read_voc,
+)
+from mnv2_keras.data.detection_shapes import draw_shapes, drawn_shapes
+from mnv2_keras.training import detection_augmentation as augmentation
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a.png", (40, 20)), ("b.png", (10, 10))):
+        Image.new("RGB", size, "red").save(folder / name)
+    return folder
+
+
+def coco(**parts):
+    document = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "height": 20, "width": 40},
+            {"id": 3, "file_name": "b.png", "height": 10, "width": 10},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 18, "bbox": [4, 5, 20, 10], "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, -5, 20, 10], "iscrowd": 1},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}],
+    }
+    return document | parts
+
+
+def written(tmp_path, document):
+    path = tmp_path / "instances.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def test_coco_json(tmp_path, photos):
+    data = read_coco(written(tmp_path, coco()), photos)
+    assert data.labels == ("person", "dog")
+    assert data.categories == (1, 18)
+    first, second = data.examples
+    np.testing.assert_allclose(
+        first.boxes, [[0.25, 0.1, 0.75, 0.6], [0, 0.75, 0.25, 1]]
+    )  # the second cut at the border
+    assert first.classes.tolist() == [1, 0]
+    assert first.crowd.tolist() == [False, True]
+    assert first.pixels().shape == (20, 40, 3)
+    assert (second.boxes.shape, second.number) == ((0, 4), 3)
+    published = read_coco(written(tmp_path, coco()), photos, coco_categories()[1])
+    assert published.examples[0].classes.tolist() == [17, 0]
+    assert published.labels[:2] == ("person", None)
+
+
+def test_boxes_without_area_are_listed(tmp_path, photos):
+    rows = [
+        {"id": i, "image_id": 7, "category_id": 1, "bbox": box}
+        for i, box in enumerate([[1, 1, 0, 5], [1, 1, float("nan"), 5], [50, 1, 5, 5], [1, 1], "x"])
+    ]
+    data = read_coco(written(tmp_path, coco(annotations=rows)), photos)
+    assert len(data.skipped) == 5
+    assert "annotation 2 has the box [50, 1, 5, 5]" in data.skipped[2]
+    assert len(data.examples[0].boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ('{"images": [', "no whole JSON"),
+        ("[]", "no list 'images'"),
+        (coco(annotations=None), "no list 'annotations'"),
+        (coco(annotations=[{"image_id": 7}]), r"annotations\[0\] has no 'category_id'"),
+        (coco(annotations=[{"id": 5, "image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1]}]), "image 99"),
+        (coco(categories=[{"id": 1, "name": "person"}]), "category 18"),
+    ],
+)
+def test_bad_coco_files(tmp_path, photos, document, message):
+    with pytest.raises(ValueError, match=message):
+        read_coco(written(tmp_path, document), photos)
+
+
+def test_what_is_not_there(tmp_path, photos):
+    with pytest.raises(FileNotFoundError, match="no annotation file"):
+        coco_document(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="no folder of images"):
+        read_coco(written(tmp_path, coco()), tmp_path / "none")
+
+
+VOC = """<annotation><filename>a.png</filename><size><width>40</width><height>20</height><depth>3</depth></size>
+<object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>6</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object>
+<object><name>cat</name><difficult>1</difficult><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>
+<object><name>cat</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>"""
+
+
+def test_pascal_voc(tmp_path, photos):
+    folder = tmp_path / "Annotations"
+    folder.mkdir()
+    (folder / "a.xml").write_text(VOC)
+    data = read_voc(folder, photos)
+    (example,) = data.examples
+    np.testing.assert_allclose(example.boxes[0], [0.25, 0, 0.75, 0.5])
+    assert [data.labels[label] for label in example.classes] == ["dog", "cat"]
+    assert example.crowd.tolist() == [False, True]
+    assert data.skipped == ("a.xml: cat has a box without area inside its image",)
+    with pytest.raises(ValueError, match="an object 'dog'"):
+        read_voc(folder, photos, labels=["cat"])
+    with pytest.raises(FileNotFoundError, match=r"about a\.png"):
+        read_voc(folder)
+    (folder / "b.xml").write_text(VOC[:100])
+    with pytest.raises(ValueError, match=r"b\.xml is no whole Pascal VOC"):
+        read_voc(folder, photos)
+    with pytest.raises(ValueError, match=r"holds no \.xml"):
+        read_voc(photos)
+    with pytest.raises(FileNotFoundError, match="no folder of annotations"):
+        read_voc(tmp_path / "none")
+
+
+def test_shapes_are_tight_and_the_same_for_a_seed():
+    one, again = draw_shapes(5, 64), draw_shapes(5, 64)
+    np.testing.assert_array_equal(one.image, again.image)
+    np.testing.assert_array_equal(one.boxes, again.boxes)
+    assert not np.array_equal(one.image, draw_shapes(6, 64).image)
+    data, held_out = drawn_shapes(50, 48), drawn_shapes(50, 48, held_out=True)
+    assert len(data.examples) == len(list(data.examples)) == 50
+    assert not {each.number for each in data.examples} & {each.number for each in held_out.examples}
+    classes = np.concatenate([each.classes for each in data.examples])
+    assert set(classes.tolist()) == {0, 1, 2}
+    for each in data.examples:
+        assert 1 <= len(each.boxes) <= 4
+        assert each.boxes.min() >= 0
+        assert each.boxes.max() <= 1
+        assert (each.boxes[:, 2:] > each.boxes[:, :2]).all()
+
+
+def examples():
+    empty = DetectionExample(
+        np.zeros((9, 9, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    )
+    crowded = draw_shapes(1, 48)
+    crowded = DetectionExample(crowded.image, crowded.boxes, crowded.classes, np.ones(len(crowded.boxes), bool))
+    return [draw_shapes(0, 48), empty, crowded]
+
+
+def test_batches_pad_objects_and_leave_crowds_out():
+    ((images, truth),) = list(detection_batches(examples(), (32, 40), 3, repeat=False))
+    assert images.shape == (3, 32, 40, 3)
+    assert -1 <= float(tf.reduce_min(images)) < float(tf.reduce_max(images)) <= 1
+    assert truth["num"].numpy().tolist() == [len(examples()[0].boxes), 0, 0]
+    np.testing.assert_array_equal(truth["boxes"][0], examples()[0].boxes)
+    with pytest.raises(ValueError, match="no images to train on"):
+        detection_batches([], (32, 32), 2)
+
+
+def test_endless_batches_with_augmentation():
+    batches = detection_batches(examples(), (32, 32), 2, augment=augmentation.augmentation())
+    for images, truth in batches.take(5):
+        assert images.shape == (2, 32, 32, 3)
+        assert np.isfinite(truth["boxes"]).all()
+        assert (truth["num"].numpy() <= truth["boxes"].shape[1]).all()
+    assert augmentation.augmentation(flip=False, crop=False) is None
+
+
+def test_half_the_images_are_mirrored():
+    tf.random.set_seed(1)
+    image, boxes = np.arange(12).reshape(1, 4, 3), np.float32([[0.1, 0.2, 0.3, 0.6]])
+    mirrored = 0
+    for _ in range(200):
+        turned, moved, _ = augmentation.random_horizontal_flip(tf.constant(image), tf.constant(boxes), tf.constant([0]))
+        if np.array_equal(turned, image[:, ::-1]):
+            mirrored += 1
+            np.testing.assert_allclose(moved, [[0.1, 0.4, 0.3, 0.8]], atol=1e-6)
+        else:
+            np.testing.assert_array_equal(moved, boxes)
+    assert 70 < mirrored < 130
+
+
+def test_a_crop_by_hand():
+    image = tf.reshape(tf.range(100), (10, 10, 1))
+    boxes = np.float32([[0.4, 0.4, 0.8, 0.8], [0, 0, 0.6, 0.6], [0, 0, 0.2, 0.2]])
+    cut, kept, classes = augmentation.crop_to_window(
+        image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.5
+    )
+    np.testing.assert_array_equal(cut[..., 0], np.arange(100).reshape(10, 10)[5:, 5:])
+    np.testing.assert_allclose(kept, [[0, 0, 0.6, 0.6]], atol=1e-6)  # of the second only a thirty-sixth is inside
+    assert classes.numpy().tolist() == [5]
+    _, kept, classes = augmentation.crop_to_window(
+        image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.0
+    )
+    assert classes.numpy().tolist() == [5, 6]
+
+
+def test_crops_keep_to_the_published_ranges():
+    tf.random.set_seed(0)
+    image, boxes = tf.zeros((100, 100, 3)), tf.constant([[0.3, 0.3, 0.7, 0.7]])
+    whole = 0
+    for _ in range(60):
+        cut, kept, classes = augmentation.ssd_random_crop(image, boxes, tf.constant([0]))
+        height, width = cut.shape[:2]
+        whole += (height, width) == (100, 100)
+        assert 0.08 <= height * width / 1e4 <= 1
+        assert 0.45 <= width / height <= 2.2
+        assert len(kept) == len(classes) <= 1
+        assert np.min(kept, initial=0) >= 0
+        assert np.max(kept, initial=0) <= 1 + 1e-6
+    assert 1 <= whole <= 40
