@@ -10,7 +10,7 @@ from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.segmentation_goldens import segmentation_goldens
 from mnv2_keras.convert.verify import endpoint_values
-from mnv2_keras.heads.deeplab import ResizeLike
+from mnv2_keras.heads.deeplab import LargestClass, ResizeLike
 
 OPTIONS = {
     "os16": {},
@@ -132,6 +132,15 @@ def test_resize_is_tf1s(small, large, monkeypatch):
     np.testing.assert_array_equal(ResizeLike()([x, like]), expected)
     monkeypatch.setattr(keras.config, "backend", lambda: "another")  # the road of JAX and PyTorch
     np.testing.assert_allclose(ResizeLike()([x, like]), expected, rtol=0, atol=1e-5)
+
+
+def test_labels_are_the_largest_class(monkeypatch):
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    for backend in ("tensorflow", "another"):
+        monkeypatch.setattr(keras.config, "backend", lambda backend=backend: backend)
+        labels = LargestClass()(logits)
+        assert labels.dtype == "int32"
+        np.testing.assert_array_equal(labels, logits.argmax(-1))
 
 
 @pytest.mark.parametrize("options", [{}, {"aspp_rates": (2, 4), "decoder": True}])

@@ -49,7 +49,8 @@ class SegmentationGolden:
     def load(self) -> dict[str, np.ndarray]:
         """The run's arrays, the prefix taken off."""
         try:
-            with np.load(self.arrays, allow_pickle=False) as arrays:
+            # NumPy leaves a damaged file open unless it is given an opened one.
+            with self.arrays.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 names = [name for name in arrays.files if name.startswith(self.prefix)]
                 return {name.removeprefix(self.prefix): arrays[name] for name in names}
         except (OSError, ValueError, zipfile.BadZipFile) as error:

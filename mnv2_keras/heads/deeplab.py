@@ -45,6 +45,25 @@ class ResizeLike(layers.Layer):
         return (x[0], *like[1:3], x[3])
 
 
+@keras.saving.register_keras_serializable(package="mnv2_keras")
+class LargestClass(layers.Layer):
+    """Logits (B, H, W, classes) to labels (B, H, W), int32.
+
+    With TensorFlow it is the bare operation, which LiteRT has built in; `keras.ops.argmax` looks after negative zeros by
+    operators that it has not.
+    """
+
+    def call(self, x):
+        if keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.argmax(x, axis=-1, output_type=tf.int32)
+        return ops.cast(ops.argmax(x, axis=-1), "int32")
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape[:-1], dtype="int32")
+
+
 def _blend(samples, outputs, dtype):
     """(outputs, samples) weights of the linear blend: each output's place among the samples, and its two neighbours."""
     place = ops.arange(outputs, dtype=dtype) * ((samples - 1) / max(outputs - 1, 1))

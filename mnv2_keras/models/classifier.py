@@ -8,7 +8,7 @@ import keras
 from mnv2_keras.architecture import TABLE_2, Plan, make_plan
 from mnv2_keras.backbone import Style, backbone
 from mnv2_keras.convert import verify
-from mnv2_keras.convert.assign import Transfer, network_shapes
+from mnv2_keras.convert.assign import Transfer, load_arrays, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
 from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
@@ -223,6 +223,31 @@ def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dic
         arguments["input_shape"] = _input_shape(checkpoint, found.channels)
     model = build_mobilenetv2(**(arguments | options))
     return model, fill_from_checkpoint(model, checkpoint, ema)
+
+
+def convert_quantised(network, classes: int | None, options: dict) -> keras.Model:
+    """Build the classifier that one of Google's quantised files holds, and fill it.
+
+    Args:
+        network: a `QuantisedNetwork`.
+        classes: None or the file's own number; 1000 drops the background of 1001.
+        options: of the builder, over what was found.
+    """
+    found = recognise(network.shapes, network.source)
+    if found is None:
+        raise ValueError(f"{network.source} holds no MobileNetV2 with TF-Slim's widths.")
+    arrays = network.arrays
+    if (found.classes, classes) == (1001, 1000):
+        arrays = {name: array[..., 1:] if "/Logits/" in name else array for name, array in arrays.items()}
+    elif classes not in (None, found.classes):
+        raise ValueError(
+            f"{network.source} holds {found.classes} classes: another number needs a new head, which is trained from a checkpoint "
+            "or a .keras file."
+        )
+    arguments = found.options | {"input_shape": network.input_shape, "classes": classes or found.classes}
+    model = build_mobilenetv2(**(arguments | options))
+    load_arrays(model, arrays)
+    return model
 
 
 def _input_shape(checkpoint: Checkpoint, channels: int) -> tuple[int, int, int]:

@@ -32,7 +32,8 @@ def convert_checkpoint(
     Alpha, classes, channels and widths come from the shapes; the resolution from the file's name or the graph beside it.
 
     Args:
-        path: an archive, a folder, a checkpoint prefix, an `.index` file, a V1 file, or a registered name.
+        path: an archive, a folder, a checkpoint prefix, an `.index` file, a V1 file, or a registered name; or one of Google's
+            quantised `.tflite` files.
         ema: take the moving average where a variable has one (as the published graphs do), not the raw variable.
         classes: None keeps the checkpoint's; 1000 drops the background of 1001; another number starts a new head.
         builder_options: of the network's builder, over what was found.
@@ -41,8 +42,19 @@ def convert_checkpoint(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds no MobileNetV2; or its resolution cannot be told (pass `input_shape`).
     """
-    with open_checkpoint(find_weights(path)) as checkpoint:
+    path = find_weights(path)
+    if path.suffix == ".tflite":
+        return _convert_quantised(path, classes, builder_options)
+    with open_checkpoint(path) as checkpoint:
         return task_of(checkpoint).convert(checkpoint, ema, classes, builder_options)[0]
+
+
+def _convert_quantised(path: Path, classes: int | None, options: dict) -> keras.Model:
+    from mnv2_keras.convert.sources.quantised import read_quantised
+
+    network = read_quantised(path)
+    task = next((task for task in TASKS if task.holds(network.shapes)), classifier)
+    return task.convert_quantised(network, classes, options)
 
 
 def open_model(
@@ -65,6 +77,8 @@ def open_model(
                 f"{path} is a Keras model with its own classes and input size: they cannot be chosen here."
             )
         return load_keras_file(path), None
+    if path.suffix == ".tflite":
+        return _convert_quantised(path, classes, {"input_shape": (*size, 3)} if size else {}), None
     with open_checkpoint(path) as checkpoint:
         found = recognise(network_shapes(checkpoint.shapes))
         options = {"input_shape": (*size, found.channels)} if size and found else {}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mnv2_keras.architecture import Plan, make_plan
 from mnv2_keras.backbone import Style, backbone
-from mnv2_keras.convert.assign import Transfer, network_shapes
+from mnv2_keras.convert.assign import Transfer, load_arrays, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.names import variables
@@ -186,6 +186,26 @@ def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dic
         )
     model = build_deeplabv3_mobilenetv2(**arguments)
     return model, fill_from_checkpoint(model, checkpoint, ema)
+
+
+def convert_quantised(network, classes: int | None, options: dict) -> keras.Model:
+    """Build the segmenter that one of Google's quantised files holds, and fill it.
+
+    Args:
+        network: a `QuantisedNetwork`.
+        classes: None or the file's own number.
+        options: of the builder, over what was found.
+    """
+    found = options_of(network.shapes, network.source)
+    if classes not in (None, found["classes"]):
+        raise ValueError(
+            f"{network.source} holds {found['classes']} classes: another number needs a new head, which is trained from a "
+            "checkpoint or a .keras file."
+        )
+    found |= {"input_shape": network.input_shape, "output_stride": network.output_stride}
+    model = build_deeplabv3_mobilenetv2(**(found | options))
+    load_arrays(model, network.arrays)
+    return model
 
 
 def options_of(shapes: Mapping[str, tuple[int, ...]], hint: str = "") -> dict:
