@@ -33,9 +33,9 @@ _OUTPUTS = (
     ("detection_scores", "score", "Score of each box."),
     ("num_detections", "number of detections", "How many boxes there are."),
 )
-#: LiteRT hands the classes out to its threads in equal parts and forgets the rest, fewer than there are threads. Empty
-#: classes at the end are what it may forget.
-_THREADS = 8
+#: On T threads LiteRT's operator forgets the class T where it goes class by class (seen with ai-edge-litert 2.3). So the real
+#: classes begin behind as many empty ones as a phone has cores, and one.
+_EMPTY_CLASSES = 9
 #: `BoundingBoxProperties`: corners; left, top, right and bottom stand at these places; as parts of the image.
 _BOUNDARIES, _RATIO, _CORNERS = 1, 0, [1, 0, 3, 2]
 
@@ -65,8 +65,8 @@ def export_detector(
         labels: one for each class, without the background.
         score_threshold, iou_threshold, max_per_class, max_total: as in `postprocess_detections`. A lower score threshold costs
             time, most of all in float.
-        every_class: suppress class by class, as `postprocess_detections` does (on up to 8 threads); otherwise each anchor stands for its likeliest
-            class only and all suppress each other, which takes less time and loses overlapping things.
+        every_class: suppress class by class, as `postprocess_detections` does (on up to 8 threads); otherwise each anchor stands
+            for its likeliest class only and all suppress each other, which takes less time and loses overlapping things.
         metadata: whether the file tells labels, normalisation and licence; or metadata of your own.
         options: `calibration`, `input_type`, `photos`, `refine`, `compare`, `progress` of `export_litert`.
 
@@ -82,10 +82,14 @@ def export_detector(
     path = Path(path).expanduser()
     names = {"box_encodings", "class_predictions_with_background"}
     if not isinstance(model.output, dict) or set(model.output) != names or None in model.input_shape[1:]:
-        raise ValueError(f"{model.name!r} is no detector of a fixed input size: build it with build_ssdlite_mobilenetv2.")
+        raise ValueError(
+            f"{model.name!r} is no detector of a fixed input size: build it with build_ssdlite_mobilenetv2."
+        )
     classes = model.output["class_predictions_with_background"].shape[-1] - 1
     if labels is not None and len(labels) != classes:
-        raise ValueError(f"{len(labels)} labels were given for {classes} classes: give one for each, without the background.")
+        raise ValueError(
+            f"{len(labels)} labels were given for {classes} classes: give one for each, without the background."
+        )
     for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(f"{name} is {value!r}: expected a number above 0 and up to 1.")
@@ -94,11 +98,15 @@ def export_detector(
             raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
     for name in ("batch", "resolution", "output_type", "ranges"):
         if name in options:
-            raise ValueError(f"{name} goes with export_litert: a detector with post-processing has batch 1 and float outputs.")
+            raise ValueError(
+                f"{name} goes with export_litert: a detector with post-processing has batch 1 and float outputs."
+            )
 
     logits = model.output["class_predictions_with_background"]
     scores = keras.layers.Activation("sigmoid", dtype="float32", name="scores")(logits)
-    network = keras.Model(model.input, {"box_encodings": model.output["box_encodings"], "scores": scores}, name=model.name)
+    network = keras.Model(
+        model.input, {"box_encodings": model.output["box_encodings"], "scores": scores}, name=model.name
+    )
     if precision == "int8":
         options["output_type"] = "float32"
     with tempfile.TemporaryDirectory(prefix="mnv2-export-") as folder:
@@ -153,8 +161,8 @@ def add_postprocessing(content: bytes, anchors: np.ndarray, settings: dict) -> b
     outputs = [file.add_tensor(name, shape, np.float32) for (name, *_), shape in zip(_OUTPUTS, shapes, strict=True)]
     encodings, scores = (int(each) for each in file.graph.outputs)
     if settings["use_regular_nms"]:
-        scores = _with_empty_classes(file, scores)
-        settings = settings | {"num_classes": settings["num_classes"] + _THREADS - 1}
+        scores = _behind_empty_classes(file, scores)
+        settings = settings | {"num_classes": settings["num_classes"] + _EMPTY_CLASSES}
     custom = schema.BuiltinOperator.CUSTOM
     file.model.operatorCodes.append(
         schema.OperatorCodeT(deprecatedBuiltinCode=custom, builtinCode=custom, version=1, customCode=_OPERATOR)
@@ -166,27 +174,54 @@ def add_postprocessing(content: bytes, anchors: np.ndarray, settings: dict) -> b
         customOptions=np.frombuffer(bytes(flexbuffers.Dumps(settings)), np.uint8),
     )
     file.graph.operators.append(operator)
+    if settings["use_regular_nms"]:
+        outputs[1] = _counted_from_the_first_real(file, outputs[1])
+    outputs[0] = _cut_at_the_border(file, outputs[0])
     file.graph.outputs = np.array(outputs, np.int32)
     file.model.signatureDefs = []
     return with_signature(file.to_bytes(), [name for name, *_ in _OUTPUTS])
 
 
-def _with_empty_classes(file: TfliteFile, scores: int) -> int:
-    """The scores with columns of zeros behind them."""
-    rows = np.array([[0, 0], [0, 0], [0, _THREADS - 1]], np.int32)
-    paddings = file.add_tensor("empty_classes", rows.shape, np.int32, file.add_buffer(rows))
-    batch, anchors, columns = file.shape(scores)
-    padded = file.add_tensor("padded_scores", (batch, anchors, columns + _THREADS - 1), np.float32)
-    file.graph.operators.append(
-        schema.OperatorT(
-            opcodeIndex=file.add_operator_code("PAD", 1),
-            inputs=np.array([scores, paddings], np.int32),
-            outputs=np.array([padded], np.int32),
-            builtinOptionsType=schema.BuiltinOptions.PadOptions,
-            builtinOptions=schema.PadOptionsT(),
-        )
+def _add(file: TfliteFile, kind: str, inputs: list[int], shape, options) -> int:
+    """A builtin operator at the end of the graph; the tensor it computes, float32."""
+    output = file.add_tensor(f"postprocess_{kind.lower()}", shape, np.float32)
+    operator = schema.OperatorT(
+        opcodeIndex=file.add_operator_code(kind, 1),
+        inputs=np.array(inputs, np.int32),
+        outputs=np.array([output], np.int32),
+        builtinOptionsType=getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T")),
+        builtinOptions=options,
     )
-    return padded
+    file.graph.operators.append(operator)
+    return output
+
+
+def _constant(file: TfliteFile, name: str, values: np.ndarray) -> int:
+    return file.add_tensor(name, values.shape, values.dtype, file.add_buffer(values))
+
+
+def _behind_empty_classes(file: TfliteFile, scores: int) -> int:
+    """Background and classes to columns of zeros and the classes."""
+    batch, anchors, columns = file.shape(scores)
+    begin = _constant(file, "without_background", np.array([0, 0, 1], np.int32))
+    size = _constant(file, "classes", np.array([batch, anchors, columns - 1], np.int32))
+    real = _add(file, "SLICE", [scores, begin, size], (batch, anchors, columns - 1), schema.SliceOptionsT())
+    rows = _constant(file, "empty_classes", np.array([[0, 0], [0, 0], [_EMPTY_CLASSES + 1, 0]], np.int32))
+    return _add(file, "PAD", [real, rows], (batch, anchors, columns + _EMPTY_CLASSES), schema.PadOptionsT())
+
+
+def _counted_from_the_first_real(file: TfliteFile, classes: int) -> int:
+    """Classes counted from the first one that is not empty; 0 where there is no box."""
+    first = _constant(file, "first_class", np.array(_EMPTY_CLASSES, np.float32))
+    options = schema.SubOptionsT(fusedActivationFunction=schema.ActivationFunctionType.RELU)
+    return _add(file, "SUB", [classes, first], file.shape(classes), options)
+
+
+def _cut_at_the_border(file: TfliteFile, boxes: int) -> int:
+    """Boxes within 0 to 1: MediaPipe moves a corner that lies outside, and with it the whole box."""
+    shape, limits = file.shape(boxes), schema.MaximumMinimumOptionsT
+    above = _add(file, "MAXIMUM", [boxes, _constant(file, "top_left", np.array(0, np.float32))], shape, limits())
+    return _add(file, "MINIMUM", [above, _constant(file, "bottom_right", np.array(1, np.float32))], shape, limits())
 
 
 def detector_metadata(labels=None, name: str = "SSDLiteMobilenetV2", image: dict | None = None) -> Metadata:
@@ -203,7 +238,9 @@ def detector_metadata(labels=None, name: str = "SSDLiteMobilenetV2", image: dict
     if labels is not None:
         associated, files = labels_file(labels, TENSOR_VALUE_LABELS)
         outputs[1]["associated_files"] = [associated]
-    made = model_metadata(name, "Finds things in an image, and where they are.", [image or image_input()], outputs, files)
+    made = model_metadata(
+        name, "Finds things in an image, and where they are.", [image or image_input()], outputs, files
+    )
     group = {"name": "detection_result", "tensor_names": [meaning for _, meaning, _ in _OUTPUTS[:3]]}
     made.about["subgraph_metadata"][0]["output_tensor_groups"] = [group]
     return made
