@@ -1,5 +1,6 @@
 """The main job on what the package ships: every step a fact that is checked, not claimed."""
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ import numpy as np
 
 from mnv2_keras.analysis import analyze
 from mnv2_keras.convert.assign import load_arrays
+from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.goldens import name_rule_value, shipped_golden
 from mnv2_keras.convert.names import variables
 from mnv2_keras.labels import decode_predictions
 from mnv2_keras.models.classifier import build_mobilenetv2
 from mnv2_keras.models.conversion import convert_checkpoint, verify_checkpoint
+from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.shipped import digits_network, sample_digits, shipped_file
 from mnv2_keras.weights import save_checkpoint
 
 
@@ -69,3 +73,51 @@ def demonstrate() -> Iterator[Fact]:
             [each.index for each in best] == theirs[i].tolist(),
             f"noise {i} is {', '.join(f'{each.label!r} {each.score:.2f}' for each in best)}: TF-Slim says the same",
         )
+    yield from _digits()
+
+
+def _digits() -> Iterator[Fact]:
+    """The trained network the package ships: convert, verify, classify real digits, export to int8, compare, time."""
+    from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.inference.engines import LitertEngine
+
+    archive, about = shipped_file("digits.tgz"), json.loads(shipped_file("digits.json").read_text())
+    model = convert_checkpoint(archive, **digits_network())
+    yield Fact(
+        sha256_of(archive) == about["sha256"][archive.name] and model.count_params() == about["parameters"],
+        f"converted {archive.name}, trained here: {model.count_params():,} weights, {archive.stat().st_size / 1e6:.2f} MB; "
+        f"its receipt says {about['accuracy']:.2%} of {about['images']:,} held-out digits",
+    )
+    photos, labels = sample_digits()
+    images = np.stack([preprocess_image(photo, 28)[..., :1] for photo in photos])
+    found = np.asarray(model(images, training=False))
+    off = np.abs(found - np.array(list(about["samples"].values()))).max()
+    yield Fact(
+        off < 1e-4, f"verified against LiteRT's answers from when it was trained: at most {off:.1e} apart (1e-4 passes)"
+    )
+    right = int((found.argmax(1) == labels).sum())
+    yield Fact(right >= len(labels) - 1, f"classified {len(labels)} handwritten digits it never saw: {right} right")
+    with tempfile.TemporaryDirectory(prefix="mnv2-demo-") as folder:
+        path = Path(folder) / "digits_int8.tflite"
+        report = export_litert(model, path, "int8", labels=list("0123456789"), calibration=images)
+        engine = LitertEngine(path.read_bytes(), threads=1)
+    small = np.stack([engine.run(image) for image in images])
+    same = int((small.argmax(1) == found.argmax(1)).sum())
+    yield Fact(
+        same >= len(labels) - 1,
+        f"exported to int8, {report.size / 1e6:.2f} MB: {same} of {len(labels)} digits named as before, {report.snr_db:.0f} dB",
+    )
+    keras_ms = _milliseconds(lambda: np.asarray(model(images[:1], training=False)))
+    int8_ms = _milliseconds(lambda: engine.run(images[0]))
+    yield Fact(
+        int8_ms < keras_ms, f"a digit takes {int8_ms:.2f} ms in LiteRT, {keras_ms:.1f} ms in Keras (medians of 20)"
+    )
+
+
+def _milliseconds(run) -> float:
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))

@@ -15,7 +15,7 @@ PACKAGE = Path(mnv2_keras.__file__).parent
 LAYERS = [
     {"architecture", "registry", "cache", "analysis"},
     {"download"},
-    {"fetch", "images", "labels"},
+    {"fetch", "images", "labels", "shipped"},
     {"preprocessing", "boxes", "masks"},
     {"backbone", "taps", "detection"},
     {"heads", "convert", "data"},
