@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -73,8 +74,8 @@ def decode_predictions(probs, top: int = 5, labels: Sequence[str] | None = None)
         raise ValueError(f"decode_predictions takes scores of shape (B, classes) or (classes,), not {scores.shape}.")
     scores = np.atleast_2d(scores)
     classes = scores.shape[1]
-    if top < 1:
-        raise ValueError(f"top is {top}: ask for at least 1 class.")
+    if isinstance(top, bool) or not isinstance(top, Integral) or top < 1:
+        raise ValueError(f"top is {top!r}: ask for a whole number of classes, at least 1.")
     if labels is None:
         if classes not in (1000, 1001):
             raise ValueError(

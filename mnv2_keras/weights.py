@@ -23,7 +23,18 @@ KERAS_FILES = (".keras", ".h5")
 
 
 def find_weights(weights) -> Path:
-    """A local path as it is, a registered name as its verified archive."""
+    """A local path as it is, a registered name as its verified archive.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: neither a path nor a registered name.
+    """
+    if not isinstance(weights, str | os.PathLike) or not str(weights):
+        raise ValueError(f"weights is {weights!r}: expected a path, or a name from list_checkpoints().")
+    if str(weights) == "imagenet":
+        raise ValueError(
+            '"imagenet" goes with build_mobilenetv2(weights="imagenet"): here, name one of list_checkpoints().'
+        )
     path = Path(weights).expanduser()
     if path.exists() or Path(f"{path}.index").exists():
         return path

@@ -495,3 +495,20 @@ def test_load_arrays_refuses_a_misfit(network):
     model, arrays = network
     with pytest.raises(ValueError, match="first MobilenetV2/Conv/weights: expected exactly its 262"):
         load_arrays(model, {name: value for name, value in arrays.items() if name != "MobilenetV2/Conv/weights"})
+
+
+def test_names_that_are_none(network, prefix):
+    model, _ = network
+    for weights in ("", 5, None):
+        with pytest.raises(ValueError, match=r"expected a path, or a name from list_checkpoints\(\)"):
+            load_checkpoint(model, weights)
+    with pytest.raises(ValueError, match="goes with build_mobilenetv2"):
+        load_checkpoint(model, "imagenet")
+
+
+def test_a_backbone_cut_on_request(network, prefix):
+    model, arrays = network
+    base = convert_checkpoint(prefix, final_endpoint="layer_7")
+    assert base.output_shape == (None, 4, 4, 8)
+    for name, variable in variables(base).items():
+        np.testing.assert_array_equal(variable, arrays[name])

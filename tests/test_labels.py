@@ -108,6 +108,7 @@ def test_tensors_are_read():
         (np.ones((2, 2, 1001)), {}, r"not \(2, 2, 1001\)"),
         (np.float32(1), {}, r"not \(\)"),
         (np.ones(1001), {"top": 0}, "top is 0"),
+        (np.ones(1001), {"top": 2.5}, "top is 2.5: ask for a whole number"),
         (np.array([[0, 1], [np.nan, 1]]), {"labels": "ab"}, "scores of image 1 hold NaN"),
     ],
 )

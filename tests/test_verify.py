@@ -144,6 +144,14 @@ def test_fails_on_a_wrong_epsilon(folder):
     assert receipt.failure.startswith("layer_6/output is off by")
 
 
+def test_a_model_of_another_size(folder):
+    model = convert_checkpoint(folder, input_shape=(96, 96, 3))
+    with pytest.raises(ValueError, match=r"takes images of \(224, 224, 3\), the model of \(96, 96, 3\): build it with"):
+        verify_model(model, folder)
+    free = convert_checkpoint(folder, input_shape=(None, None, 3))
+    assert verify_model(free, folder).passed
+
+
 def test_goldens_in_place_of_a_graph(testdata):
     archive = testdata / "checkpoints" / "mobilenet_v2_0.35_96.tgz"
     with pytest.raises(ValueError, match=r"has no frozen graph \(\*_frozen\.pb\).*nothing to compare with"):

@@ -35,7 +35,7 @@ def predict(
     """Classify photos: JPEG, PNG, BMP or WebP, of any size, one by one or by the folder.
 
     The first use of some weights converts them, which takes half a minute; from then on it takes half a second. Exits with 1
-    when a photo could not be read.
+    when some of the photos could not be read, with 2 when none could.
 
     Example: mnv2 predict cat.jpg holiday/ --weights mobilenet_v2_1.0_224.tgz --top 3
     """
@@ -60,7 +60,7 @@ def predict(
     for each in broken:
         err.print(f"skipped: {each.error}", highlight=False, markup=False, soft_wrap=True)
     if broken:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if len(broken) == len(results) else 1)
 
 
 def _watched(results, total: int):

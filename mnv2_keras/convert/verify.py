@@ -43,6 +43,11 @@ def compare_with_graph(receipt: Receipt, model: keras.Model, graph: FrozenGraph,
 
 def _batch(images, graph_shape, model: keras.Model) -> np.ndarray:
     """The images to compare on, float32 (B, H, W, C) in [-1, 1], of the size that graph and model share."""
+    if any(a and b and a != b for a, b in zip(graph_shape[1:], model.input_shape[1:], strict=True)):
+        raise ValueError(
+            f"the genuine graph takes images of {graph_shape[1:]}, the model of {model.input_shape[1:]}: build it with "
+            f"input_shape={tuple(graph_shape[1:])} or (None, None, {graph_shape[3]})."
+        )
     sides = [a or b or 224 for a, b in zip(graph_shape[1:], model.input_shape[1:], strict=True)]
     if images is None:
         return seeded_input((2, *sides))

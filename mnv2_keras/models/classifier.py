@@ -216,7 +216,8 @@ def convert(checkpoint: Checkpoint, ema: bool, classes: int | None, options: dic
     arguments = found.options | {
         "normalization": found.normalization,
         "final_endpoint": found.final_endpoint,
-        "include_top": found.classes is not None,
+        # A backbone cut short on request comes without the head, which was not trained on it.
+        "include_top": found.classes is not None and not options.get("final_endpoint"),
         "classes": found.classes if classes is None else classes,
     }
     if "input_shape" not in options:
