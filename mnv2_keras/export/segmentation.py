@@ -13,6 +13,7 @@ from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport
 from mnv2_keras.export.tables import pack_table
+from mnv2_keras.heads.deeplab import LargestClass
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo
@@ -123,7 +124,7 @@ def segmenter_metadata(labels: Sequence[str] | None, name: str, output: str = "l
 
 
 def _with_labels(model: keras.Model) -> keras.Model:
-    return keras.Model(model.input, keras.ops.argmax(model.output, axis=-1), name=model.name)
+    return keras.Model(model.input, LargestClass(name="labels")(model.output), name=model.name)
 
 
 def _load(photos, skipped: dict[str, str]) -> dict[str, np.ndarray]:

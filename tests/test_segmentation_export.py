@@ -1,0 +1,124 @@
+"""A segmenter as a .tflite: what it computes, what it says about itself, and what MediaPipe makes of it."""
+
+import numpy as np
+import pytest
+
+from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2, convert_checkpoint
+from mnv2_keras.convert.goldens import name_rule_value
+from mnv2_keras.convert.names import variables
+from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.export.metadata import read_metadata
+from mnv2_keras.export.segmentation import export_segmenter
+from mnv2_keras.images import read_image
+from mnv2_keras.labels import voc_labels
+
+ARCHIVE = "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = build_deeplabv3_mobilenetv2(0.35, (65, 65, 3))
+    for name, variable in variables(model).items():
+        variable.assign(name_rule_value(name, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [picture for picture, _ in DrawnShapes(3, 60)]
+
+
+def test_float_file(small, pictures, tmp_path):
+    report = export_segmenter(small, tmp_path / "small.tflite", photos=pictures)
+    assert list(report.agreement) == ["array 0", "array 1", "array 2"]
+    assert min(report.agreement.values()) >= 0.999
+    assert report.export.operators["RESIZE_BILINEAR"] == 2
+    assert report.as_dict()["export"]["precision"] == "float32"
+    metadata = read_metadata(tmp_path / "small.tflite")
+    assert metadata.labels == list(voc_labels())
+    assert metadata.normalization == (127.5, 127.5)
+    custom = metadata.about["subgraph_metadata"][0]["custom_metadata"]
+    assert [each["name"] for each in custom] == ["SEGMENTER_METADATA"]
+    segmenter = Segmenter(tmp_path / "small.tflite")
+    assert segmenter.names == voc_labels()
+    for picture in (*pictures, np.zeros((100, 150, 3), np.uint8)):
+        ours, keras_own = segmenter.segment(picture).labels, Segmenter(small).segment(picture).labels
+        assert np.mean(ours == keras_own) >= 0.999
+
+
+def test_int8_file_that_ends_in_labels(small, pictures, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    calibration = [*pictures, tmp_path / "broken.jpg"]
+    path = tmp_path / "labels.tflite"
+    report = export_segmenter(small, path, "int8", output="labels", calibration=calibration, refine=())
+    assert list(report.skipped) == [str(tmp_path / "broken.jpg")]
+    assert report.export.operators["ARG_MAX"] == 1
+    # Arg max reads the int8 logits themselves: nothing is turned back into float.
+    assert "DEQUANTIZE" not in report.export.operators
+    # The rule's weights leave 21 labels close to each other; trained ones are judged in the slow test.
+    assert min(report.agreement.values()) > 0.5
+    found = Segmenter(path).segment(pictures[0])
+    assert found.labels.shape == (60, 60)
+    assert np.mean(found.labels == Segmenter(small).segment(pictures[0]).labels) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "masks"}, "output is 'masks'"),
+        ({"labels": ["a"]}, "1 labels for 21 classes"),
+        ({"precision": "int8"}, "needs photos to calibrate on"),
+        ({"precision": "int4"}, "precision is 'int4'"),
+    ],
+)
+def test_bad_arguments(small, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export_segmenter(small, tmp_path / "small.tflite", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_photo_to_calibrate_on(small, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="none of 1 files can be read"):
+        export_segmenter(small, tmp_path / "small.tflite", "int8", calibration=tmp_path / "photos")
+
+
+def test_what_is_no_segmenter(tmp_path):
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="other")
+    with pytest.raises(ValueError, match="expected a segmenter's logits"):
+        export_segmenter(model, tmp_path / "other.tflite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_mediapipe_finds_the_bird_and_the_dog(testdata, tmp_path, precision):
+    mediapipe = pytest.importorskip("mediapipe")
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    images = testdata / "images"
+    photos = [images / name for name in ("bird_segmentation.bmp", "dog_segmentation_256.bmp", "cat.bmp")]
+    model = convert_checkpoint(testdata / "checkpoints" / ARCHIVE)
+    path = tmp_path / "deeplab.tflite"
+    report = export_segmenter(
+        model, path, precision, photos=photos, calibration=photos if precision == "int8" else None, refine=()
+    )
+    assert min(report.agreement.values()) >= (0.999 if precision == "float32" else 0.97)
+    options = vision.ImageSegmenterOptions(
+        base_options=BaseOptions(model_asset_path=str(path)), output_category_mask=True, output_confidence_masks=True
+    )
+    with vision.ImageSegmenter.create_from_options(options) as segmenter:
+        assert segmenter.labels == list(voc_labels())
+        for photo, mask, label, yes, ignored in (
+            ("bird_segmentation.bmp", "bird_segmentation_mask.bmp", 3, 3, (1, 2)),
+            ("dog_segmentation_256.bmp", "dog_segmentation_mask_256.bmp", 12, 0, (2,)),
+        ):
+            pixels = np.ascontiguousarray(read_image(images / photo))
+            found = segmenter.segment(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels))
+            labels, truth = found.category_mask.numpy_view().squeeze(), read_image(images / mask)[..., 0]
+            judged = ~np.isin(truth, ignored)
+            ours, theirs = (labels == label)[judged], (truth == yes)[judged]
+            assert (ours & theirs).sum() / (ours | theirs).sum() >= 0.9
+            assert 0.9 < found.confidence_masks[label].numpy_view().max() <= 1
