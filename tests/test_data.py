@@ -79,6 +79,7 @@ def test_the_layout_of_tfds_image_folder(tmp_path):
 
     assert seen(theirs) == seen(training)
     assert np.bincount(theirs.in_memory().labels).tolist() == [3, 3]
+    assert theirs.labels.tolist() == theirs.in_memory().labels.tolist()
     assert len(theirs.split(0.34)[1]) == 2
 
 

@@ -39,7 +39,7 @@ def recipe(**options) -> Recipe:
         "batch_norm_momentum": 0.9,
     }
     settings = {"epochs": 3, "batch": 8, "learning_rate": 0.01, "average": 0.9, "augmentation": "affine"}
-    return Recipe(network, **(settings | options))
+    return Recipe(network | options.pop("network", {}), **(settings | options))
 
 
 def die() -> None:

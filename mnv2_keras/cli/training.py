@@ -128,7 +128,8 @@ class watched:
         self.bar.__exit__(kind, value, trace)
         if kind is KeyboardInterrupt:
             err.print(
-                "[bold]stopped[/]: the epochs that were finished are kept; the same command with --resume goes on."
+                "[bold]stopped[/]: the epochs that were finished are kept; the same command with --resume goes on.",
+                soft_wrap=True,
             )
 
 

@@ -298,6 +298,16 @@ class TfdsExamples:
         return tuple(self.builder.info.features["label"].names)
 
     @property
+    def labels(self) -> np.ndarray:
+        """int64 (N,), in the data set's order; reads all of it, without decoding a picture."""
+        import tensorflow_datasets as tfds
+
+        bare = self.builder.as_dataset(
+            split=self.part, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        return np.array([each["label"] for each in bare.as_numpy_iterator()])
+
+    @property
     def channels(self) -> int:
         """Of its images."""
         return self.builder.info.features["image"].shape[-1] or 3

@@ -38,6 +38,9 @@ class FusedBatchNormalization(keras.layers.Layer):
             epsilon=norm.epsilon,
             is_training=True,
         )
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:  # the same statistics on all workers
+            mean, variance = context.all_reduce("MEAN", [mean, variance])
         for moving, fresh in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
             moving.assign(moving.value - (moving.value - fresh) * (1 - norm.momentum))
         return y
