@@ -10,7 +10,7 @@ import numpy as np
 
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, load_photos, seeded_images, varied
-from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, short_name, signal_to_noise
+from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.equalization import equalize
 from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
@@ -67,7 +67,7 @@ def export_litert(
         metadata: whether the file tells labels, normalisation and licence; or metadata of your own.
         batch: images at once; None leaves it open (which GPU delegates refuse).
         resolution: of a model that takes any: a side or (height, width).
-        ranges: for "int8": (low, high) by tensor name, in place of the observed ones.
+        ranges: for "int8": (low, high) of the image and of every layer, in network order, in place of the observed ones.
         refine: steps of int8, any of "equalize", "round", "correct"; none is the plain scheme.
         layers: compare every layer with float (slower); the report then has `layers`.
         compare: whether to compare with the Keras model at all.
@@ -206,7 +206,7 @@ def _int8(
     """(the int8 file, the float file it was made from)."""
     if ranges is not None:
         file = TfliteFile(content)
-        return quantize_int8(content, _named_ranges(file, ranges, value_range), None, input_type, output_type), content
+        return quantize_int8(content, _ordered_ranges(file, ranges), None, input_type, output_type), content
     images = varied(known.images, value_range)
     if len(known.images) < ENOUGH:
         report.warnings.append(_thin_warning(content, known.images, len(images)))
@@ -232,23 +232,27 @@ def _counted(images: list[np.ndarray], what: str, say: Progress):
     say(what, len(images), len(images))
 
 
-def _named_ranges(file: TfliteFile, ranges: Mapping[str, tuple[float, float]], value_range) -> dict:
-    """Ranges by tensor index; what only moves or squashes numbers needs none of its own."""
-    found = {int(t): ranges.get("image", value_range) for t in file.graph.inputs}
-    missing = []
+def _ordered_ranges(file: TfliteFile, ranges: Mapping[str, tuple[float, float]]) -> dict:
+    """Ranges by tensor index: the image's first, then one for each operator that computes, in network order.
+
+    Names cannot tell: the converter counts how often a layer was called, so that `Conv` may be written `Conv_1`.
+    """
+    first, *rest = ranges.values()
+    found = {int(t): first for t in file.graph.inputs}
+    computing = [
+        o for o, kind in zip(file.graph.operators, file.kinds, strict=True) if kind not in {*SAME_SCALE, *FIXED}
+    ]
+    if len(rest) != len(computing):
+        raise ValueError(
+            f"ranges has {len(rest)} layers, the network {len(computing)}: give (low, high) for every layer."
+        )
+    given = iter(rest)
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
         for t in (int(t) for t in operator.outputs):
-            name = short_name(file.name(t))
-            if name in ranges:
-                found[t] = ranges[name]
-            elif kind in SAME_SCALE:
+            if kind in SAME_SCALE:
                 found[t] = found[int(operator.inputs[0])]
-            elif kind in FIXED:
-                found[t] = (0.0, 1.0)
             else:
-                missing.append(name)
-    if missing:
-        raise ValueError(f"ranges says nothing about {', '.join(missing[:5])}: give (low, high) for every layer.")
+                found[t] = (0.0, 1.0) if kind in FIXED else next(given)
     return found
 
 
