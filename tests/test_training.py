@@ -113,13 +113,6 @@ def test_a_run_killed_within_an_epoch_goes_on_to_the_same_bits(tmp_path, whole):
     assert len(finished) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("call", [8, 9, 10])
-def test_a_run_killed_while_it_saves_goes_on_to_the_same_bits(tmp_path, whole, call):
-    """The calls of fsync in the second epoch: the models, the state, the history."""
-    assert len(killed_and_resumed(tmp_path, whole[0], kill_in_save=call)) in (1, 2)
-
-
 def test_a_finished_run_is_not_trained_again(whole):
     run, folder, _ = whole
     steps = []
@@ -301,18 +294,11 @@ def test_two_workers_end_where_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_moving_statistics_stay_in_step_and_a_lost_worker_stops_the_other(tmp_path):
-    job = {"recipe": {"epochs": 3}, "folder": str(tmp_path / "run")}
-    survivor, lost = two_workers(tmp_path, [job, job | {"kill_at": [2, 2]}])
-    _, errors = survivor.communicate(timeout=900)
-    lost.communicate(timeout=60)
-    assert lost.returncode == -signal.SIGKILL
-    assert survivor.returncode == 1
-    assert "WorkerLost: Another worker does not answer any more (epoch 2" in errors
-    assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
-    for worker in two_workers(tmp_path / "again", [job | {"resume": True}] * 2):
+def test_moving_statistics_stay_in_step(tmp_path):
+    job = {"recipe": {"epochs": 2}, "folder": str(tmp_path / "run")}
+    for worker in two_workers(tmp_path, [job, job]):
         _, errors = worker.communicate(timeout=900)
         assert worker.returncode == 0, errors
-    results = [np.load(tmp_path / "again" / f"worker{i}" / "weights.npz") for i in range(2)]
+    results = [np.load(tmp_path / f"worker{i}" / "weights.npz") for i in range(2)]
     for name in results[0].files:
         np.testing.assert_array_equal(results[0][name], results[1][name])

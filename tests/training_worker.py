@@ -62,16 +62,6 @@ def main(job: dict) -> None:
     if job.get("frozen"):
         with STRATEGY.scope():
             model = frozen_model(chosen)
-    if job.get("kill_in_save"):
-        calls, fsync = [], os.fsync
-
-        def counted(descriptor):
-            calls.append(1)
-            if len(calls) == job["kill_in_save"]:
-                die()
-            fsync(descriptor)
-
-        os.fsync = counted
 
     def progress(at) -> None:
         if job.get("kill_at") == [at.epoch, at.step] and at.row is None:
