@@ -15,6 +15,7 @@ from mnv2_keras.cli import (
     evaluate,
     export,
     fetch,
+    finetune,
     inspect,
     list_checkpoints,
     predict,
@@ -46,6 +47,7 @@ app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
 app.command("segment")(segment.segment)
 app.add_typer(train.app, name="train")
+app.command("finetune")(finetune.finetune)
 app.add_typer(evaluate.app, name="evaluate")
 
 
