@@ -1,6 +1,6 @@
 """The picture of docs/parity.md: how far every endpoint is from TF-Slim's, from a receipt of `mnv2 verify -o`.
 
-    python benchmarks/parity_plot.py weights/receipts/mobilenet_v2_1.0_224.json docs/parity.png
+python benchmarks/parity_plot.py weights/receipts/mobilenet_v2_1.0_224.json docs/parity.png
 """
 
 import argparse
@@ -22,7 +22,9 @@ def main() -> None:
     receipt = json.loads(arguments.receipt.read_text())
     endpoints = receipt["endpoints"]
     figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
-    axes.bar(range(len(endpoints)), [max(each["range_relative"], 1e-9) for each in endpoints], color="#3b6ea8", width=0.8)
+    axes.bar(
+        range(len(endpoints)), [max(each["range_relative"], 1e-9) for each in endpoints], color="#3b6ea8", width=0.8
+    )
     axes.axhline(receipt["tolerance"], color="#b03a2e", label=f"`mnv2 verify` fails above {receipt['tolerance']:g}")
     axes.axhline(TF_SLIM_NOISE, color="#7f8c8d", linestyle="--", label="TF-Slim against itself (oneDNN on and off)")
     axes.set_yscale("log")
