@@ -15,7 +15,11 @@ def demo() -> None:
     proven = True
     for fact in demonstrate():
         proven &= fact.proven
-        out.print(f"{'[bold green]ok[/]  ' if fact.proven else '[bold red]NOT[/] '} {fact.text}", highlight=False)
+        out.print(
+            f"{'[bold green]ok[/]  ' if fact.proven else '[bold red]NOT[/] '} {fact.text}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not proven:
         raise typer.Exit(1)
     out.print("[bold]Next:[/] mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False)

@@ -81,7 +81,8 @@ def export_detector(
 
     path = Path(path).expanduser()
     names = {"box_encodings", "class_predictions_with_background"}
-    if not isinstance(model.output, dict) or set(model.output) != names or None in model.input_shape[1:]:
+    output = getattr(model, "output", None)  # a Sequential model that was never called has none
+    if not isinstance(output, dict) or set(output) != names or None in model.input_shape[1:]:
         raise ValueError(
             f"{model.name!r} is no detector of a fixed input size: build it with build_ssdlite_mobilenetv2."
         )
