@@ -1,0 +1,254 @@
+"""Training of detectors: recipes as data, and the loop that follows them."""
+
+import csv
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mnv2_keras.boxes import FIRST_STRIDE, ssd_anchors
+from mnv2_keras.data.detection import detection_batches
+from mnv2_keras.taps import endpoints
+from mnv2_keras.training.detection_loss import detection_loss
+from mnv2_keras.training.optimizer import SlimRMSprop
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionRecipe:
+    """How a detector is trained.
+
+    Attributes:
+        alpha, side: of the network, and of its square input in pixels.
+        batch, steps: images in a step, and steps.
+        optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root) or "adam".
+        learning_rate: at the start, or after the warm-up.
+        decay: "staircase", 0.95 every `decay_steps`, or "cosine", to zero at the end.
+        decay_steps: of the staircase.
+        warmup: steps of a learning rate that rises from zero.
+        weight_decay, batch_norm_momentum, min_depth: of the network.
+        flip, crop: whether images are mirrored, and cropped as SSD does.
+        frozen: keep the backbone as it came, and train the rest on its features, which are computed once (see
+            `features_once`); images are then neither mirrored nor cropped.
+    """
+
+    alpha: float
+    side: int
+    batch: int
+    steps: int
+    optimizer: str
+    learning_rate: float
+    decay: str
+    decay_steps: int = 0
+    warmup: int = 0
+    weight_decay: float = 4e-5
+    batch_norm_momentum: float = 0.9997
+    min_depth: int = 16
+    flip: bool = True
+    crop: bool = True
+    frozen: bool = False
+
+    def schedule(self) -> Callable[[int], float]:
+        """The learning rate of each step."""
+
+        def rate(step: int) -> float:
+            if step < self.warmup:
+                return self.learning_rate * (step + 1) / self.warmup
+            if self.decay == "staircase":
+                return self.learning_rate * 0.95 ** (step // self.decay_steps)
+            done = (step - self.warmup) / max(1, self.steps - self.warmup)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+        return rate
+
+    def make_optimizer(self, variables) -> keras.optimizers.Optimizer:
+        """A fresh optimiser for these variables."""
+        if self.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(self.learning_rate)
+            optimizer.build(variables)
+            return optimizer
+        optimizer = SlimRMSprop(self.learning_rate)
+        optimizer.build(variables)
+        return optimizer
+
+
+#: The published training of `ssdlite_mobilenet_v2_coco` and `ssd_mobilenet_v2_coco`. `mnv2 train detection --recipe paper
+#: --data coco/2017`; days on one GPU, not run here.
+PAPER = DetectionRecipe(
+    alpha=1.0,
+    side=300,
+    batch=24,
+    steps=200_000,
+    optimizer="rmsprop",
+    learning_rate=0.004,
+    decay="staircase",
+    decay_steps=800_720,
+)
+#: Drawn shapes from scratch: `mnv2 train detection --recipe shapes`.
+SHAPES = DetectionRecipe(
+    alpha=0.35,
+    side=96,
+    batch=16,
+    steps=2_500,
+    optimizer="adam",
+    learning_rate=2e-3,
+    decay="cosine",
+    warmup=100,
+    batch_norm_momentum=0.97,
+    min_depth=8,
+    crop=False,
+)
+#: Drawn shapes on the features of a trained classifier: `mnv2 train detection --recipe frozen --weights imagenet`.
+FROZEN = DetectionRecipe(
+    alpha=1.0,
+    side=96,
+    batch=32,
+    steps=3_000,
+    optimizer="adam",
+    learning_rate=2e-3,
+    decay="cosine",
+    warmup=100,
+    batch_norm_momentum=0.97,
+    flip=False,
+    crop=False,
+    frozen=True,
+)
+RECIPES = {"paper": PAPER, "shapes": SHAPES, "frozen": FROZEN}
+
+
+class Diverged(ValueError):
+    """The loss is no number any more."""
+
+
+def train_detector(
+    model: keras.Model,
+    batches,
+    recipe: DetectionRecipe,
+    *,
+    anchors=None,
+    evaluate: Callable[[], dict] | None = None,
+    every: int = 500,
+    log: str | Path | None = None,
+    progress: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Train a detector by a recipe.
+
+    Args:
+        model: of `build_ssdlite_mobilenetv2`, with the recipe's weight decay and momentum.
+        batches: endless, of images and objects (see `detection_batches`).
+        recipe: how.
+        anchors: (A, 4); None for those of the model's input.
+        evaluate: called every so many steps and in the end; what it returns is added to that row.
+        every: steps between rows.
+        log: a CSV file to write the rows to, as they come.
+        progress: called with each row.
+
+    Returns:
+        Rows of `step`, `localization`, `classification` and `l2` (means since the row before), `learning_rate`, `seconds`
+        (wall time since the start, evaluation included) and what `evaluate` says.
+
+    Raises:
+        Diverged: a loss is NaN or infinite; the message says at which step.
+        ValueError: the batches end before the recipe does.
+    """
+    anchors = tf.constant(ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors)
+    optimizer, rate = recipe.make_optimizer(model.trainable_variables), recipe.schedule()
+
+    @tf.function(reduce_retracing=True)
+    def step(images, truth):
+        with tf.GradientTape() as tape:
+            losses = detection_loss(model(images, training=True), truth, anchors)
+            parts = tf.stack([losses["localization"], losses["classification"], tf.add_n([0.0, *model.losses])])
+            total = tf.reduce_sum(parts)
+        # Mining passes over anchors whose loss is NaN: the sum over all of them tells.
+        parts += 0.0 * tf.reduce_sum(losses["anchorwise_classification"])
+        optimizer.apply(tape.gradient(total, model.trainable_variables), model.trainable_variables)
+        return parts
+
+    rows, sums, since, start = [], tf.zeros(3), 0, time.monotonic()
+    iterator = iter(batches)
+    for number in range(recipe.steps):
+        optimizer.learning_rate.assign(rate(number))
+        try:
+            images, truth = next(iterator)
+        except StopIteration:
+            raise ValueError(
+                f"The batches end after {number} steps, the recipe has {recipe.steps}: repeat them."
+            ) from None
+        sums, since = sums + step(images, truth), since + 1
+        if (number + 1) % every and number + 1 < recipe.steps:
+            continue
+        means = (sums / since).numpy().tolist()
+        if not all(map(math.isfinite, means)):
+            raise Diverged(
+                f"The loss is {sum(means)} within the {since} steps up to {number + 1}: lower the learning rate "
+                f"({rate(number):.3g}), or check the images and boxes for NaN."
+            )
+        row = {"step": number + 1, **dict(zip(("localization", "classification", "l2"), means, strict=True))}
+        row |= {"learning_rate": rate(number), **(evaluate() if evaluate else {})}
+        row["seconds"] = round(time.monotonic() - start, 1)
+        rows.append(row)
+        sums, since = tf.zeros(3), 0
+        if log is not None:
+            _write_rows(Path(log), rows)
+        if progress is not None:
+            progress(row)
+    return rows
+
+
+def features_once(model: keras.Model, examples, recipe: DetectionRecipe, seed: int = 0):
+    """Cut a detector in two where its backbone ends, and run the backbone over all images once.
+
+    Args:
+        model: of `build_ssdlite_mobilenetv2`.
+        examples: labelled images; their features are kept in memory, 130 kB each at alpha 1 and 96 pixels.
+        recipe: for its batch.
+        seed: of the order in training.
+
+    Returns:
+        The rest of the network as a model of its own that shares its weights with the detector, and endless batches of
+        features and objects for it: both for `train_detector`, with the anchors of the whole detector.
+    """
+    taps, size = endpoints(model), model.input_shape[1:3]
+    first = [
+        name
+        for name in taps
+        if name.endswith("/expansion_output") and taps[name].shape[1] == -(-size[0] // FIRST_STRIDE)
+    ]
+    last = [name for name in taps if name.startswith("layer_") and name[6:].isdigit()]
+    maps = [taps[first[-1]], taps[last[-1]]]
+    backbone, rest = keras.Model(model.input, maps), keras.Model(maps, model.output)
+    features, truths = [], []
+    run = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
+    for images, truth in detection_batches(examples, size, recipe.batch, repeat=False):
+        features.append([each.numpy() for each in run(images)])
+        truths.append({name: value.numpy() for name, value in truth.items()})
+    most = max(each["boxes"].shape[1] for each in truths)
+    whole = tuple(np.concatenate(parts) for parts in zip(*features, strict=True))
+    truth = {
+        name: np.concatenate([_lengthened(each[name], most) for each in truths]) for name in ("boxes", "classes", "num")
+    }
+    rows = tf.data.Dataset.from_tensor_slices((whole, truth))
+    count = len(truth["num"])
+    return rest, rows.shuffle(count, seed=seed).repeat().batch(recipe.batch, drop_remainder=True).prefetch(2)
+
+
+def _lengthened(rows: np.ndarray, length: int) -> np.ndarray:
+    """Objects (B, M, ...) padded with zeros to (B, length, ...); counts (B,) as they are."""
+    if rows.ndim == 1:
+        return rows
+    return np.pad(rows, [(0, 0), (0, length - rows.shape[1])] + [(0, 0)] * (rows.ndim - 2))
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-draft")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)

@@ -1,0 +1,33 @@
+"""Training drawn: the losses, and the precision on held-out images."""
+
+from pathlib import Path
+
+
+def plot_training(rows: list[dict], path: str | Path) -> Path:
+    """A PNG of what `train_detector` returns.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    judged = [name for name in ("AP50", "AP") if name in rows[0]]
+    axes = figure.subplots(1, 1 + bool(judged), squeeze=False)[0]
+    steps = [row["step"] for row in rows]
+    for name in ("classification", "localization", "l2"):
+        axes[0].plot(steps, [row[name] for row in rows], label=name)
+    axes[0].set(xlabel="step", ylabel="loss", yscale="log")
+    for name in judged:
+        axes[1].plot(steps, [row[name] for row in rows], label={"AP50": "mAP at IoU 0.5", "AP": "COCO AP"}[name])
+    if judged:
+        axes[1].set(xlabel="step", ylabel="held-out precision", ylim=(0, 1))
+    for each in axes:
+        each.grid(alpha=0.3)
+        each.legend()
+    figure.savefig(path, dpi=100)
+    return path

@@ -1,0 +1,272 @@
+"""The training loop, its recipes, COCO's metrics, and the commands around them, on networks that take seconds."""
+
+import csv
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mnv2_keras import build_ssdlite_mobilenetv2, ssd_anchors
+from mnv2_keras.cli.main import app
+from mnv2_keras.data.detection import DetectionData, DetectionExample, detection_batches
+from mnv2_keras.data.detection_shapes import drawn_shapes
+from mnv2_keras.evaluation.detection import METRICS, evaluate_coco, evaluate_detector
+from mnv2_keras.inference.detector import Detector
+from mnv2_keras.training.detection import PAPER, SHAPES, Diverged, features_once, train_detector
+
+SIDE = 48
+TINY = dataclasses.replace(SHAPES, alpha=0.1, side=SIDE, batch=4, steps=3, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return build_ssdlite_mobilenetv2(0.1, (SIDE, SIDE, 3), classes=3, min_depth=8)
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """A detector after three steps, its rows and its log."""
+    log = tmp_path_factory.mktemp("training") / "log.csv"
+    batches = detection_batches(drawn_shapes(8, SIDE).examples, (SIDE, SIDE), 4)
+    seen = []
+    rows = train_detector(model, batches, TINY, every=2, log=log, progress=seen.append, evaluate=lambda: {"AP50": 0.5})
+    assert seen == rows
+    return model, rows, log
+
+
+def test_the_loop_writes_what_it_did(trained):
+    _, rows, log = trained
+    assert [row["step"] for row in rows] == [2, 3]
+    assert all(np.isfinite(row["classification"]) and row["AP50"] == 0.5 for row in rows)
+    with log.open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 3]
+
+
+def test_features_are_those_of_the_whole_network(trained):
+    model = trained[0]
+    rest, batches = features_once(model, drawn_shapes(4, SIDE).examples, TINY)
+    (features, truth), ((images, _),) = (
+        next(iter(batches)),
+        list(detection_batches(drawn_shapes(4, SIDE).examples, (SIDE, SIDE), 4, repeat=False)),
+    )
+    whole = model(images, training=False)["box_encodings"].numpy()
+    for row in rest(features, training=False)["box_encodings"].numpy():
+        assert np.abs(whole - row).max(axis=(1, 2)).min() < 1e-4, "one of the images, in any order"
+    assert truth["boxes"].shape[0] == 4
+    before = [np.array(v) for v in model.trainable_variables]
+    train_detector(rest, batches, dataclasses.replace(TINY, steps=1), anchors=ssd_anchors((SIDE, SIDE)))
+    moved = {v.path for v, old in zip(model.trainable_variables, before, strict=True) if not np.array_equal(v, old)}
+    assert any("BoxPredictor" in path for path in moved)
+    assert not any("expanded_conv" in path for path in moved)
+
+
+def test_a_diverged_loss_stops_with_the_step(model):
+    batches = [(np.full((2, SIDE, SIDE, 3), np.nan, np.float32), {"boxes": np.zeros((2, 0, 4), np.float32)})]
+    for _, truth in batches:
+        truth |= {"classes": np.zeros((2, 0), np.int32), "num": np.zeros(2, np.int32)}
+    clone = keras.models.clone_model(model)
+    with pytest.raises(Diverged, match="up to 1"):
+        train_detector(clone, batches, dataclasses.replace(TINY, steps=1))
+    with pytest.raises(ValueError, match="end after 0 steps"):
+        train_detector(clone, [], TINY)
+
+
+def test_the_published_schedule():
+    rate = PAPER.schedule()
+    assert rate(0) == rate(800_719) == 0.004
+    np.testing.assert_allclose(rate(800_720), 0.0038)
+    variable = keras.Variable(np.ones(2, np.float32))
+    optimizer = PAPER.make_optimizer([variable])
+    optimizer.apply([np.float32([2, 0])], [variable])
+    # TensorFlow 1's: 1 - 0.004 * 2 / sqrt(0.9 + 0.1 * 4 + 1)
+    np.testing.assert_allclose(variable, [1 - 0.004 * 2 / np.sqrt(2.3), 1], rtol=1e-6)
+    rate = SHAPES.schedule()
+    assert rate(0) < rate(SHAPES.warmup) == SHAPES.learning_rate
+    assert rate(SHAPES.steps) < 1e-9
+
+
+def documents():
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 100, "width": 100} for i in (1, 2)],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]},
+            {"image_id": 2, "category_id": 2, "bbox": [20, 20, 50, 50]},
+            {"image_id": 2, "category_id": 1, "bbox": [0, 0, 90, 90], "iscrowd": 1},
+        ],
+        "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+    }
+    rows = [
+        {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "score": 0.9},
+        {"image_id": 2, "category_id": 2, "bbox": [20, 20, 50, 34], "score": 0.8},  # IoU 0.68
+        {"image_id": 2, "category_id": 1, "bbox": [0, 0, 80, 80], "score": 0.7},  # in the crowd: not counted
+    ]
+    return truth, rows
+
+
+def test_metrics_by_hand_and_by_pycocotools_itself(tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth, rows = documents()
+    found = evaluate_coco(truth, rows)
+    assert tuple(found) == METRICS
+    # The second box passes the thresholds 0.50, 0.55, 0.60 and 0.65 of ten.
+    np.testing.assert_allclose([found["AP"], found["AP50"], found["AP75"]], [0.7, 1.0, 0.5], atol=1e-6)
+
+    complete = [
+        {"id": i, "iscrowd": 0, "area": each["bbox"][2] * each["bbox"][3]} | each
+        for i, each in enumerate(truth["annotations"], 1)
+    ]
+    truth["annotations"] = complete
+    for name, content in (("truth", truth), ("results", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    theirs = COCO(str(tmp_path / "truth.json"))
+    run = COCOeval(theirs, theirs.loadRes(str(tmp_path / "results.json")), "bbox")
+    for step in (run.evaluate, run.accumulate, run.summarize):
+        step()
+    ours = evaluate_coco(tmp_path / "truth.json", tmp_path / "results.json")
+    np.testing.assert_array_equal(list(ours.values()), run.stats)
+    first = evaluate_coco(truth, rows, limit=1)
+    np.testing.assert_allclose(first["AP"], 1.0)
+
+
+def test_nothing_found_and_nothing_there():
+    truth, rows = documents()
+    assert evaluate_coco(truth, [])["AP"] == 0
+    assert evaluate_coco(truth | {"annotations": []}, rows)["AP"] == -1
+
+
+def test_results_that_do_not_belong(tmp_path):
+    truth, rows = documents()
+    with pytest.raises(ValueError, match="another data set"):
+        evaluate_coco(truth, [rows[0] | {"image_id": 9}])
+    with pytest.raises(FileNotFoundError, match="no results file"):
+        evaluate_coco(truth, tmp_path / "none.json")
+    for content, message in (("[{", "no whole JSON"), ('[{"image_id": 1}]', "no COCO results file")):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            evaluate_coco(truth, tmp_path / "bad.json")
+
+
+def perfect(data):
+    """A stand-in for a network that knows the truth: its logits and encodings are made from the boxes."""
+    anchors = ssd_anchors((SIDE, SIDE))
+    outputs = []
+    from mnv2_keras.training.detection_loss import assign_targets
+
+    for example in data.examples:
+        targets = assign_targets(example.boxes[None], example.classes[None], [len(example.boxes)], anchors, 3)
+        outputs.append((np.asarray(targets.encodings), 20 * np.asarray(targets.classes) - 10))
+    return outputs
+
+
+def test_a_perfect_detector_scores_one(model, monkeypatch):
+    data = drawn_shapes(6, SIDE, held_out=True)
+    encodings, logits = (np.concatenate(parts) for parts in zip(*perfect(data), strict=True))
+    calls = iter([slice(0, 4), slice(4, 6)])
+
+    def answered(images):
+        part = next(calls)
+        assert len(images) == part.stop - part.start
+        return {"box_encodings": encodings[part], "class_predictions_with_background": logits[part]}
+
+    monkeypatch.setattr(model, "predict_on_batch", answered)
+    seen = []
+    found = evaluate_detector(model, data, batch=4, progress=seen.append, score_threshold=0.5)
+    assert seen == [4, 6]
+    np.testing.assert_allclose([found["AP"], found["AP50"]], 1.0)
+
+
+def test_classes_must_be_the_same(model):
+    one = DetectionExample(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool))
+    with pytest.raises(ValueError, match="3 classes, the data 2"):
+        evaluate_detector(model, DetectionData([one], ("a", "b"), (1, 2)))
+
+
+def test_the_detector_and_its_command(model, testdata, tmp_path):
+    detector = Detector(model, labels=["circle", "square", "triangle"], score_threshold=0.0, max_detections=5)
+    photo = testdata / "images" / "cat.bmp"
+    result = detector.detect(photo)
+    assert len(result.found) == 5
+    assert [each.score for each in result.found] == sorted((each.score for each in result.found), reverse=True)
+    assert result.picture().size == result.photo.shape[1::-1]
+    assert result.as_dict()["detections"][0]["label"] == result.found[0].label
+    with pytest.raises(ValueError, match="a photo is uint8"):
+        detector.detect(np.zeros((5, 5)))
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    model.save(folder / "detector.keras")
+    (folder / "labels.txt").write_text("circle\nsquare\ntriangle\n")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    arguments = ["--weights", str(folder / "detector.keras"), "--score", "0", "--top", "3", "-o", str(tmp_path / "out")]
+    runner = CliRunner()
+    done = runner.invoke(app, ["detect", str(photo), str(tmp_path / "broken.jpg"), "--json", *arguments])
+    assert done.exit_code == 1, "one photo could not be used"
+    (line,) = (tmp_path / "out" / "detections.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert [each["label"] for each in found["detections"]] == [each.label for each in result.found[:3]]
+    assert (tmp_path / "out" / "cat_detections.png").is_file()
+    assert json.loads(done.stdout.splitlines()[0]) == found
+    assert runner.invoke(app, ["detect", str(photo), *arguments]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_the_evaluation_command(model, tmp_path):
+    model.save(tmp_path / "detector.keras")
+    arguments = ["evaluate", "detection", str(tmp_path / "detector.keras"), "--shapes", "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)) == set(METRICS)
+
+
+def test_detectors_that_cannot_be():
+    open_size = build_ssdlite_mobilenetv2(0.1, (None, None, 3), classes=2)
+    with pytest.raises(ValueError, match="any size"):
+        Detector(open_size)
+    with pytest.raises(ValueError, match="no detector"):
+        Detector(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]))
+
+
+def test_nan_weights_are_said(model):
+    broken = keras.models.clone_model(model)
+    layer = broken.get_layer("BoxPredictor_0-ClassPredictor")
+    layer.bias.assign(np.full(layer.bias.shape, np.nan))
+    with pytest.raises(ValueError, match="diverged"):
+        Detector(broken).detect(np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(ValueError, match="2 labels were given for 3"):
+        Detector(model, labels=["a", "b"])
+
+
+@pytest.mark.slow
+def test_the_training_command(tmp_path):
+    options = ["--alpha", "0.1", "--side", str(SIDE), "--steps", "2", "--batch", "2", "--every", "2"]
+    done = CliRunner().invoke(app, ["train", "detection", "--shapes", "-o", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "detector.keras",
+        "labels.txt",
+        "training.csv",
+        "training.png",
+    }
+    assert (tmp_path / "labels.txt").read_text().splitlines() == ["circle", "square", "triangle"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "detection", "-o", "x"],
+        ["train", "detection", "-o", "x", "--shapes", "--recipe", "none"],
+        ["train", "detection", "-o", "x", "--shapes", "--recipe", "frozen"],
+        ["train", "detection", "-o", "x", "--images", "folder"],
+        ["evaluate", "detection", "--results", "x.json"],
+    ],
+)
+def test_bad_use_is_a_value_error(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ValueError), done.output
