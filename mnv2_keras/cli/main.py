@@ -12,6 +12,7 @@ from mnv2_keras.cli import (
     bench,
     convert,
     demo,
+    detect,
     evaluate,
     export,
     fetch,
@@ -45,6 +46,7 @@ app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("summary")(summary.summary)
 app.command("demo")(demo.demo)
+app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.add_typer(train.app, name="train")
 app.command("finetune")(finetune.finetune)
