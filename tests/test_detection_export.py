@@ -16,6 +16,7 @@ from mnv2_keras.export.metadata import read_metadata
 
 CLASSES = 3
 OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.5, "max_total": 20}
+EVERY = {"every_class": True}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "detector.tflite"
-    report = export_detector(model, path, labels=["circle", "square", "triangle"], **OPTIONS)
+    report = export_detector(model, path, labels=["circle", "square", "triangle"], **OPTIONS, **EVERY)
     return path, report
 
 
@@ -104,9 +105,9 @@ def test_int8_keeps_the_boxes(model, tmp_path):
     assert report.size < 0.6 * 1872492
 
 
-def test_one_class_to_an_anchor_is_an_option(model, tmp_path):
+def test_one_class_to_an_anchor_by_default(model, tmp_path):
     path = tmp_path / "fast.tflite"
-    export_detector(model, path, every_class=False, compare=False, **OPTIONS)
+    export_detector(model, path, compare=False, **OPTIONS)
     found = run(path.read_bytes(), image())
     boxes = found["detection_boxes"][: int(found["num_detections"])]
     overlaps = np.asarray(intersection_over_union(boxes, boxes)) - np.eye(len(boxes))

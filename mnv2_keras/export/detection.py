@@ -50,7 +50,7 @@ def export_detector(
     iou_threshold: float = 0.6,
     max_per_class: int = 100,
     max_total: int = 100,
-    every_class: bool = True,
+    every_class: bool = False,
     metadata: bool | Metadata = True,
     **options,
 ) -> ExportReport:
@@ -64,9 +64,10 @@ def export_detector(
         precision: of the network, as in `export_litert`; the post-processing is float32 in any case.
         labels: one for each class, without the background.
         score_threshold, iou_threshold, max_per_class, max_total: as in `postprocess_detections`. A lower score threshold costs
-            time, most of all in float.
-        every_class: suppress class by class, as `postprocess_detections` does (on up to 8 threads); otherwise each anchor stands
-            for its likeliest class only and all suppress each other, which takes less time and loses overlapping things.
+            time where `every_class` is True.
+        every_class: False as Google exports: each anchor stands for its likeliest class only, and boxes suppress each other
+            whatever their class. True suppresses class by class, as `postprocess_detections` does (on up to 8 threads), which
+            keeps things that overlap and can take several times as long as the network.
         metadata: whether the file tells labels, normalisation and licence; or metadata of your own.
         options: `calibration`, `input_type`, `photos`, `refine`, `compare`, `progress` of `export_litert`.
 
