@@ -33,8 +33,8 @@ def seconds(call) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(name: str, ours, theirs, rounds: int) -> dict:
-    """Both calls `rounds` times in turns after a warm-up; a row of the table."""
+def in_turns(name: str, ours, theirs, rounds: int, before=lambda: None) -> dict:
+    """Both calls `rounds` times in turns after a warm-up, `before` ahead of each, untimed; a row of the table."""
     pairs = {"ours": ours, "theirs": theirs}
     for call in pairs.values():
         call()
@@ -42,6 +42,7 @@ def in_turns(name: str, ours, theirs, rounds: int) -> dict:
     for i in range(rounds):
         order = list(pairs) if i % 2 else list(reversed(pairs))
         for key in order:
+            before()
             times[key].append(seconds(pairs[key]))
     ratios = [a / b for a, b in zip(times["ours"], times["theirs"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -68,15 +69,10 @@ def theirs(**options):
     return keras.applications.MobileNetV2(weights=None, classes=1001, **options)
 
 
-def build(builder):
-    """A build from a clean session."""
-
-    def call():
-        keras.backend.clear_session()
-        gc.collect()
-        builder()
-
-    return call
+def clean_session() -> None:
+    """No names and no garbage of an earlier build."""
+    keras.backend.clear_session()
+    gc.collect()
 
 
 def whole_process(code: str, rounds: int = 5) -> float:
@@ -101,7 +97,7 @@ def main() -> None:
             "tf.function forward, batch 1", forward(ours_model, 1), forward(theirs_model, 1), arguments.rounds * 4
         ),
         in_turns("tf.function forward, batch 32", forward(ours_model, 32), forward(theirs_model, 32), arguments.rounds),
-        in_turns("build", build(build_mobilenetv2), build(theirs), max(5, arguments.rounds // 2)),
+        in_turns("build", build_mobilenetv2, theirs, arguments.rounds, before=clean_session),
     ]
     alone = {
         "mnv2 --help, whole process": whole_process(

@@ -22,8 +22,21 @@ OPTIONS = [
 ]
 
 CHILD = """
+import importlib.machinery
 import sys
-sys.modules["tensorflow"] = None  # whoever imports it fails: another backend needs none
+
+class WithoutTensorFlow:  # another backend needs none: whoever imports it fails
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        raise ModuleNotFoundError(module.__name__)
+
+sys.meta_path.insert(0, WithoutTensorFlow())
 import keras
 import numpy as np
 from mnv2_keras import build_mobilenetv2
