@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -111,6 +112,13 @@ def killed_and_resumed(folder, expected, **job):
 def test_a_run_killed_within_an_epoch_goes_on_to_the_same_bits(tmp_path, whole):
     finished = killed_and_resumed(tmp_path, whole[0], kill_at=[2, 3])
     assert len(finished) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [8, 9, 10])
+def test_a_run_killed_while_it_saves_goes_on_to_the_same_bits(tmp_path, whole, call):
+    """The calls of fsync in the second epoch: the models, the state, the history."""
+    assert len(killed_and_resumed(tmp_path, whole[0], kill_in_save=call)) in (1, 2)
 
 
 def test_a_finished_run_is_not_trained_again(whole):
@@ -259,17 +267,34 @@ def test_who_takes_part():
         expand_nodes("gpu[01-")
 
 
-def two_workers(folder, jobs):
-    """Two processes on this machine that make one cluster."""
+def two_workers(folder, *jobs):
+    """Two processes on this machine that make one cluster; their exit codes and what they wrote to the error stream."""
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         hosts = [f"127.0.0.1:{each.getsockname()[1]}" for each in (first, second)]
     configs = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}} for i in range(2)]
-    return [
+    workers = [
         start_worker(folder / f"worker{i}", {"TF_CONFIG": json.dumps(config)}.items(), **job)
         for i, (config, job) in enumerate(zip(configs, jobs, strict=True))
     ]
+    try:
+        with ThreadPoolExecutor(2) as pool:  # both pipes are emptied
+            errors = [said for _, said in pool.map(lambda worker: worker.communicate(timeout=600), workers)]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    return [(worker.returncode, said) for worker, said in zip(workers, errors, strict=True)]
+
+
+def weights_of_both(folder, ended):
+    """The weights of the first worker, when both came to the end with the same."""
+    assert [code for code, _ in ended] == [0, 0], ended
+    with np.load(folder / "worker0" / "weights.npz") as first, np.load(folder / "worker1" / "weights.npz") as second:
+        for name in first.files:
+            np.testing.assert_array_equal(first[name], second[name])
+        return [first[name] for name in first.files]
 
 
 #: Twenty steps in all, no augmentation, no dropout.
@@ -281,24 +306,34 @@ def test_two_workers_end_where_one_does(tmp_path):
     base = recipe(**SHARED)
     network = dict(base.network) | {"dropout_rate": 0.0}
     job = {"recipe": SHARED | {"network": network}, "frozen": True, "folder": str(tmp_path / "run")}
-    workers = two_workers(tmp_path, [job, job])
+    ended = two_workers(tmp_path, job, job)
     alone = base.changed(network=network)
     run = loop.train(examples(40, 0), examples(16, 1), alone, tmp_path / "alone", model=frozen_model(alone))
-    for worker in workers:
-        _, errors = worker.communicate(timeout=900)
-        assert worker.returncode == 0, errors
-    results = [np.load(tmp_path / f"worker{i}" / "weights.npz") for i in range(2)]
-    for i, ours in enumerate(run.model.get_weights()):
-        np.testing.assert_array_equal(results[0][f"arr_{i}"], results[1][f"arr_{i}"])
-        np.testing.assert_allclose(results[0][f"arr_{i}"], ours, rtol=0, atol=1e-5)
+    for ours, theirs in zip(weights_of_both(tmp_path, ended), run.model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole_by_two(tmp_path_factory):
+    """The weights after a run of two workers that nothing interrupts: the same on both, moving statistics included."""
+    folder = tmp_path_factory.mktemp("whole_by_two")
+    job = {"folder": str(folder / "run")}
+    return weights_of_both(folder, two_workers(folder, job, job))
 
 
 @pytest.mark.slow
-def test_moving_statistics_stay_in_step(tmp_path):
-    job = {"recipe": {"epochs": 2}, "folder": str(tmp_path / "run")}
-    for worker in two_workers(tmp_path, [job, job]):
-        _, errors = worker.communicate(timeout=900)
-        assert worker.returncode == 0, errors
-    results = [np.load(tmp_path / f"worker{i}" / "weights.npz") for i in range(2)]
-    for name in results[0].files:
-        np.testing.assert_array_equal(results[0][name], results[1][name])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_worker_stops_the_other_and_the_run_is_resumed_to_the_same_bits(tmp_path, whole_by_two, lost):
+    jobs = [{"folder": str(tmp_path / "run")}, {"folder": str(tmp_path / "run")}]
+    jobs[lost]["kill_at"] = [2, 2]
+    ended = two_workers(tmp_path, *jobs)
+    assert ended[lost][0] == -signal.SIGKILL
+    code, said = ended[1 - lost]
+    assert code == 1
+    assert said.splitlines()[-1].startswith("WorkerLost: Another worker does not answer any more (epoch 2, step ")
+    assert "Start the same command with --resume on all of them; 1 epoch is kept in " in said
+    assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
+    again = [{"folder": str(tmp_path / "run"), "resume": True}] * 2
+    resumed = weights_of_both(tmp_path / "again", two_workers(tmp_path / "again", *again))
+    for ours, theirs in zip(resumed, whole_by_two, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

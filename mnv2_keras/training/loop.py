@@ -27,6 +27,13 @@ from mnv2_keras.weights import save_model
 
 #: Images that are judged at once.
 EVALUATION_BATCH = 64
+#: What TensorFlow raises in a worker when another one is gone.
+_SILENCE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 
 class Diverged(ValueError):
@@ -281,10 +288,11 @@ def train(
             images, labels, weights = next(batches)
             try:
                 result = step(images, labels + offset, weights, number + 1).numpy()
-            except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+            except _SILENCE as error:
+                kept = f"{len(rows)} epoch{' is' if len(rows) == 1 else 's are'} kept in {folder}"
                 raise WorkerLost(
                     f"Another worker does not answer any more (epoch {epoch + 1}, step {i + 1}): this one stops too. Start the "
-                    f"same command with --resume on all of them; {len(rows)} epochs are kept in {folder}."
+                    f"same command with --resume on all of them; {kept}."
                 ) from error
             if not math.isfinite(result[0]):
                 raise Diverged(_where(step, images, epoch, i, rate, folder if rows else None))
