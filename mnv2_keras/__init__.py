@@ -20,6 +20,7 @@ _HOME = {
     "export.litert": ["export_litert"],
     "export.metadata": ["add_metadata", "read_metadata"],
     "export.report": ["ExportReport", "inspect_litert"],
+    "export.simulation": ["quantization_aware"],
     "models.ssdlite": ["build_ssdlite_mobilenetv2"],
     "boxes": ["ssd_anchors"],
     "detection": ["postprocess_detections", "preprocess_detection_image"],
@@ -32,6 +33,16 @@ _HOME = {
     "labels": ["Prediction", "coco_labels", "decode_predictions", "imagenet_labels", "voc_labels"],
     "preprocessing": ["normalize_image", "preprocess_image"],
     "registry": ["CheckpointRecord", "get_checkpoint", "list_checkpoints", "register_checkpoint"],
+    "data.classification": ["Examples", "read_examples", "read_splits"],
+    "evaluation.classification": ["Evaluation", "evaluate"],
+    "inference.cluster": ["ClusterRun", "predict_on_cluster"],
+    "shipped": ["digits_network", "sample_digits", "shipped_file"],
+    "training.averages": ["MovingAverages"],
+    "training.finetune": ["Finetuned", "finetune", "unfreeze"],
+    "training.linear_probe": ["Probe", "linear_probe", "pooled_features"],
+    "training.loop": ["Diverged", "Progress", "Run", "WorkerLost", "train"],
+    "training.optimizer": ["SlimRMSprop"],
+    "training.recipes": ["RECIPES", "Recipe", "recipe_named"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

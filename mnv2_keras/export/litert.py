@@ -53,7 +53,8 @@ def export_litert(
     """Write a Keras model as a .tflite file.
 
     Args:
-        model: a functional model of one image input, such as this package builds.
+        model: a functional model of one image input, such as this package builds; or one from `quantization_aware`, which goes to
+            int8 with the ranges it learned and needs no calibration.
         path: the file to write; it is complete or not there.
         precision: "float32"; "float16" (weights in half precision); "dynamic" (kernels in int8, activations in float);
             "int8" (all in int8, kernels with one scale a channel); "int16x8" (activations in int16).
@@ -80,6 +81,16 @@ def export_litert(
         OSError: the file cannot be written. In no case is there half a file.
     """
     start = time.perf_counter()
+    source = model
+    if _is_simulated(model):
+        from mnv2_keras.export.simulation import plain_model
+
+        if precision != "int8":
+            raise ValueError(
+                f"{model.name!r} was trained for int8: export it with precision='int8', not {precision!r}."
+            )
+        model, learned = plain_model(model)
+        ranges = learned if ranges is None else ranges
     path = Path(path).expanduser()
     _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges)
     say = progress or (lambda *_: None)
@@ -126,7 +137,7 @@ def export_litert(
         )
     if compare or layers:
         images = _to_compare(photos, known, (height, width, channels), value_range, report, progress)
-        _compare(report, model, content, images)
+        _compare(report, source, content, images)
         if layers:
             say("comparing layers", 0, None)
             report.layers = compare_layers(reference, content, images)
@@ -158,6 +169,11 @@ def _check_arguments(path, precision, input_type, output_type, calibration, refi
         raise ValueError(f"ranges go with precision='int8', not {precision!r}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of the file to write, such as {path / 'model.tflite'}.")
+
+
+def _is_simulated(model) -> bool:
+    """Whether it comes from `quantization_aware`, told without importing Keras for files that need none."""
+    return any(type(layer).__name__ == "SimulatedConvolution" for layer in model.layers)
 
 
 def _metadata(model, labels, scaled: bool) -> Metadata:

@@ -1,5 +1,6 @@
 """From a checkpoint to a model that is proven to be it: which network it is, built, filled, compared."""
 
+import importlib
 import math
 import os
 from pathlib import Path
@@ -76,6 +77,7 @@ def open_model(
             raise ValueError(
                 f"{path} is a Keras model with its own classes and input size: they cannot be chosen here."
             )
+        importlib.import_module("mnv2_keras.export.simulation")  # Keras then knows the layers of `quantization_aware`
         return load_keras_file(path), None
     if path.suffix == ".tflite":
         return _convert_quantised(path, classes, {"input_shape": (*size, 3)} if size else {}), None

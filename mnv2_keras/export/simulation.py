@@ -1,0 +1,502 @@
+"""Quantisation-aware training: a model that computes what int8 will compute, so that training can mend it.
+
+In training, kernels are rounded per output channel and activations per tensor by `fake_quant_with_min_max_vars`, and gradients
+pass straight through. Batch norms are folded into the kernels in the forward pass, with the correction that TF-Slim's quantised
+training used (arXiv:1806.08342, section 3.2.2): the kernel is rounded as inference will see it, folded with the moving
+statistics, and its output brought to the batch's.
+
+In inference the layers compute with whole numbers, step for step what LiteRT's XNNPACK delegate does with the exported file.
+Float32 holds these numbers exactly (sums stay below 2^24), so that the two give the same stored values.
+
+Simulated layers hand on (tensor, step): the values and the size of the step they lie on, a scalar.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from mnv2_keras.export.quantization import Affine
+
+_PACKAGE = "mnv2_keras"
+_LOWEST, _HIGHEST = -128, 127  # of int8
+_LARGEST = 127  # of a kernel
+#: A channel this far below the largest of its kernel is dead, as `quantization.kernel_scale` has it.
+_DEAD = 1e-8
+
+
+def _fake_quantize(x, low, high, narrow: bool = False, axis: int | None = None):
+    return keras.quantizers.fake_quant_with_min_max_vars(x, low, high, num_bits=8, narrow_range=narrow, axis=axis)
+
+
+class Range:
+    """Moving lowest and highest value of a tensor, as variables of the layer that makes it.
+
+    Args:
+        layer: the layer.
+        momentum: of the averages; the first batches count fully.
+        initial: (low, high) before any batch.
+    """
+
+    def __init__(self, layer: layers.Layer, momentum: float, initial: tuple[float, float]):
+        self.momentum = momentum
+        constant = keras.initializers.Constant
+        self.low = layer.add_weight(name="low", shape=(), initializer=constant(initial[0]), trainable=False)
+        self.high = layer.add_weight(name="high", shape=(), initializer=constant(initial[1]), trainable=False)
+        self.count = layer.add_weight(name="count", shape=(), initializer="zeros", trainable=False)
+
+    @property
+    def step(self):
+        """Size of a step, a scalar tensor."""
+        return (self.high - self.low) / (_HIGHEST - _LOWEST)
+
+    def limits(self):
+        """(lowest, highest) number of steps: zero is one of them."""
+        zero_point = ops.clip(ops.round(_LOWEST - self.low / self.step), _LOWEST, _HIGHEST)
+        return _LOWEST - zero_point, _HIGHEST - zero_point
+
+    def follow(self, x):
+        """The tensor in steps, as training sees it, after its range has been looked at."""
+        self.count.assign(self.count + 1)
+        rate = ops.maximum(1 / self.count, 1 - self.momentum)
+        self.low.assign(self.low + rate * (ops.minimum(ops.min(ops.stop_gradient(x)), 0.0) - self.low))
+        self.high.assign(self.high + rate * (ops.maximum(ops.max(ops.stop_gradient(x)), 1e-3) - self.high))
+        lowest, highest = self.limits()
+        return _fake_quantize(x, lowest * self.step, highest * self.step)
+
+    def round(self, steps):
+        """A number of steps with a fraction to the values that int8 holds."""
+        return ops.clip(ops.round(steps), *self.limits()) * self.step
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """(low, high) that the steps really reach; they stand for themselves when a file is made of them."""
+        step = float(self.step)
+        lowest, highest = self.limits()
+        return float(lowest) * step, float(highest) * step
+
+
+def _steps_of(x, step):
+    """Values that lie on steps, counted: whole numbers, float32."""
+    return ops.round(x / step)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SimulatedImage(layers.Layer):
+    """Pixels as the file takes them.
+
+    Args:
+        value_range: (low, high) of the image; pixel 0 is low, pixel 255 is high.
+    """
+
+    def __init__(self, value_range=(-1.0, 1.0), **options):
+        super().__init__(**options)
+        self.value_range = tuple(value_range)
+        # A pixel p goes into the file as it is, and there means (p - zero point) * scale, zero being one of the steps: for
+        # [-1, 1] half a step more or less than p / 127.5 - 1.
+        self.affine = Affine.covering(*value_range)
+
+    def call(self, inputs):
+        """(B, H, W, C) to (the same in steps, step)."""
+        low, high = self.value_range
+        pixels = ops.clip(ops.round((inputs - low) * (255 / (high - low))), 0, 255)
+        return (pixels + (_LOWEST - self.affine.zero_point)) * self.step, ops.convert_to_tensor(self.step, "float32")
+
+    @property
+    def step(self) -> float:
+        """Size of a step."""
+        return self.affine.scale
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """(low, high) of the pixels as the file reads them."""
+        zero_point, scale = self.affine.zero_point, self.affine.scale
+        return (_LOWEST - zero_point) * scale, (_HIGHEST - zero_point) * scale
+
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {"value_range": self.value_range}
+
+
+class _Ranged(layers.Layer):
+    """A layer whose output's range is followed.
+
+    Args:
+        range_momentum: of the range.
+    """
+
+    def __init__(self, range_momentum: float = 0.99, **options):
+        super().__init__(**options)
+        self.range_momentum = range_momentum
+
+    def build(self, input_shape):
+        """Make the range's variables."""
+        self.range = Range(self, self.range_momentum, (-6.0, 6.0))
+
+    @property
+    def step(self):
+        """Size of a step of the output, a scalar tensor."""
+        return self.range.step
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """(low, high) of the output."""
+        return self.range.value
+
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {"range_momentum": self.range_momentum}
+
+
+#: Powers of two that the larger ratio of steps in a sum may reach (XNNPACK takes no others).
+_POWERS = 2.0 ** np.arange(-9, 8, dtype=np.float32)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SimulatedAdd(_Ranged):
+    """Sum of two tensors of int8, in XNNPACK's fixed point (`qs8-vadd`)."""
+
+    def call(self, inputs, training=False):
+        """[x, its step, y, its step] to (sum, step)."""
+        x, x_step, y, y_step = inputs
+        if training:
+            return self.range.follow(x + y), self.range.step
+        step = self.range.step
+        ratios = ops.stack([x_step / step, y_step / step])
+        # The larger ratio becomes a whole number of 21 bits: 20 less the exponent of its power of two, found by comparing.
+        shift = 30 - ops.sum(ops.cast(ops.max(ratios) >= _POWERS, "int32"))
+        unit = ops.left_shift(ops.ones_like(shift), shift)
+        factors = ops.cast(ops.round(ratios * ops.cast(unit, "float32")), "int32")
+        x, y = (ops.cast(_steps_of(*each), "int32") for each in ((x, x_step), (y, y_step)))
+        total = ops.right_shift(x * factors[0] + y * factors[1] + unit // 2, shift)
+        return self.range.round(ops.cast(total, "float32")), step
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SimulatedMean(_Ranged):
+    """Mean over height and width of a tensor of int8.
+
+    Args:
+        keepdims: whether (B, 1, 1, C) comes out, not (B, C).
+    """
+
+    def __init__(self, keepdims: bool = False, **options):
+        super().__init__(**options)
+        self.keepdims = keepdims
+
+    def call(self, inputs, training=False):
+        """[x, its step] to (mean, step)."""
+        x, x_step = inputs
+        if training:
+            return self.range.follow(ops.mean(x, axis=(1, 2), keepdims=self.keepdims)), self.range.step
+        total = ops.sum(_steps_of(x, x_step), axis=(1, 2), keepdims=self.keepdims)
+        height, width = ops.shape(x)[1:3]
+        ratio = x_step / self.range.step * (1 / ops.cast(height * width, "float32"))
+        return self.range.round(total * ratio), self.range.step
+
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {"keepdims": self.keepdims}
+
+
+_ARGUMENTS = ("kind", "filters", "kernel_size", "strides", "dilation_rate", "padding", "batch_norm", "activation")
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SimulatedConvolution(_Ranged):
+    """Convolution, batch norm and activation as one int8 layer.
+
+    Args:
+        kind: "full" or "depthwise".
+        filters: output channels of a full convolution; None for a depthwise one.
+        kernel_size, strides, dilation_rate: pairs of whole numbers.
+        padding: "same" or "valid".
+        batch_norm: (momentum, epsilon); None for a convolution with a bias instead.
+        activation: "relu6", "relu" or None.
+        options: those of `_Ranged` and of a layer.
+    """
+
+    def __init__(self, kind, filters, kernel_size, strides, dilation_rate, padding, batch_norm, activation, **options):
+        super().__init__(**options)
+        self.kind, self.filters, self.padding, self.activation = kind, filters, padding, activation
+        self.kernel_size, self.strides, self.dilation_rate = tuple(kernel_size), tuple(strides), tuple(dilation_rate)
+        self.batch_norm = None if batch_norm is None else tuple(batch_norm)
+
+    def build(self, input_shape):
+        """Make the weights."""
+        channels = input_shape[0][-1]
+        outputs = self.filters if self.kind == "full" else channels
+        self.kernel = self.add_weight(
+            name="kernel", shape=(*self.kernel_size, channels, self.filters if self.kind == "full" else 1)
+        )
+        if self.batch_norm is None:
+            self.bias = self.add_weight(name="bias", shape=(outputs,), initializer="zeros")
+        else:
+            self.gamma = self.add_weight(name="gamma", shape=(outputs,), initializer="ones")
+            self.beta = self.add_weight(name="beta", shape=(outputs,), initializer="zeros")
+            still = {"shape": (outputs,), "trainable": False}
+            self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **still)
+            self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **still)
+        self.range = Range(self, self.range_momentum, (0.0, 6.0) if self.activation else (-6.0, 6.0))
+
+    def _convolve(self, x, kernel):
+        compute = ops.conv if self.kind == "full" else ops.depthwise_conv
+        return compute(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            data_format="channels_last",
+            dilation_rate=self.dilation_rate,
+        )
+
+    def _each(self, factor):
+        """One number for each output channel, to be multiplied with the kernel."""
+        return ops.reshape(factor, (1, 1, 1, -1) if self.kind == "full" else (1, 1, -1, 1))
+
+    def _largest(self, kernel):
+        """Of each output channel."""
+        return ops.max(ops.abs(kernel), axis=(0, 1, 2) if self.kind == "full" else (0, 1, 3))
+
+    def _folded(self):
+        """(kernel, bias) with the moving statistics in them."""
+        if self.batch_norm is None:
+            return ops.convert_to_tensor(self.kernel), ops.convert_to_tensor(self.bias)
+        factor = self.gamma / ops.sqrt(self.moving_variance + self.batch_norm[1])
+        return self.kernel * self._each(factor), self.beta - self.moving_mean * factor
+
+    def _steps(self, kernel, bias, step):
+        """Sizes of the steps of each output channel's kernel, those of `quantization.kernel_scale`."""
+        largest = self._largest(kernel)
+        alive = largest > _DEAD * ops.max(largest)
+        # A dead channel, whose bias would not go into int32, takes the median of the others.
+        ordered, last = ops.sort(ops.where(alive, largest, np.inf)), ops.sum(ops.cast(alive, "int32")) - 1
+        middle = ops.mean(ops.take(ordered, ops.maximum(ops.stack([last // 2, (last + 1) // 2]), 0)))
+        middle = ops.where(last < 0, float(_LARGEST), middle)
+        return ops.maximum(ops.where(alive, largest, middle) / _LARGEST, ops.abs(bias) / (step * 2.0**30))
+
+    def _trained(self, x):
+        """The output before it is rounded, as training sees it: float, gradients pass."""
+        kernel, bias = self._folded()
+        largest = ops.maximum(self._largest(ops.stop_gradient(kernel)), 1e-9)
+        rounded = _fake_quantize(kernel, -largest, largest, narrow=True, axis=3 if self.kind == "full" else 2)
+        if self.batch_norm is None or not self.trainable:
+            y = self._convolve(x, rounded) + bias
+        else:
+            momentum, epsilon = self.batch_norm
+            deviation = ops.sqrt(self.moving_variance + epsilon)
+            mean, variance = ops.moments(self._convolve(x, self.kernel), axes=(0, 1, 2))
+            now = ops.sqrt(variance + epsilon)
+            y = self._convolve(x, rounded) * (deviation / now) + (self.beta - self.gamma * mean / now)
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * momentum + ops.stop_gradient(batch) * (1 - momentum))
+        return keras.activations.get(self.activation)(y) if self.activation else y
+
+    def call(self, inputs, training=False):
+        """[(B, H, W, C), its step] to ((B, h, w, outputs), step)."""
+        x, x_step = inputs
+        if training:
+            return self.range.follow(self._trained(x)), self.range.step
+        kernel, bias = self._folded()
+        steps = self._steps(kernel, bias, x_step)
+        stored = ops.clip(ops.round(kernel / self._each(steps)), -_LARGEST, _LARGEST)
+        products = x_step * steps
+        total = ops.cast(self._convolve(_steps_of(x, x_step), stored), "int32")
+        total = ops.cast(total + ops.cast(ops.round(bias / products), "int32"), "float32")
+        y = total * (products / self.range.step)
+        if self.activation:
+            y = ops.maximum(y, 0)
+        if self.activation == "relu6":
+            y = ops.minimum(y, ops.round(6 / self.range.step))
+        return self.range.round(y), self.range.step
+
+    def folded(self, step):
+        """(kernel, bias) as inference uses them; arrays, the bias in its steps, the kernel not yet.
+
+        Args:
+            step: of the input.
+        """
+        kernel, bias = self._folded()
+        products = step * self._steps(kernel, bias, step)
+        return ops.convert_to_numpy(kernel), ops.convert_to_numpy(ops.round(bias / products) * products)
+
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {name: getattr(self, name) for name in _ARGUMENTS}
+
+
+#: Layers that stay as they are: they move numbers, or come after the last one that int8 computes.
+_KEPT = ("Dropout", "Reshape", "Flatten", "ZeroPadding2D")
+
+
+def quantization_aware(
+    model: keras.Model, value_range: tuple[float, float] = (-1.0, 1.0), range_momentum: float = 0.99
+) -> keras.Model:
+    """A copy of a model that simulates int8: train it with `fit`, save it, and give it to `export_litert(..., "int8")`.
+
+    Source: TF-Slim's quantised training (`tf.contrib.quantize`); arXiv:1712.05877, arXiv:1806.08342.
+
+    Args:
+        model: a classifier or backbone with batch norms; it is not changed, its weights are the copy's first. Its
+            regularisers stay behind.
+        value_range: of the images.
+        range_momentum: of the moving ranges of the activations.
+
+    Returns:
+        A functional model of the same inputs and outputs. Compile it, and train it some epochs at a small learning rate; the
+        ranges follow what flows through in training, so train at least some batches before it is judged. Freeze a layer's
+        statistics by `layer.trainable = False`.
+
+    Raises:
+        ValueError: a layer that int8 training does not know.
+    """
+    place: dict[int, object] = {}
+    done: set[str] = set()
+    inputs = []
+    readers: dict[int, list] = {}
+    for layer in model.layers:
+        for tensor in _inputs_of(layer):
+            readers.setdefault(id(tensor), []).append(layer)
+
+    def only_reader(layer):
+        found = readers.get(id(_output_of(layer)), [])
+        kept_out = any(_output_of(layer) is output for output in model.outputs)
+        return found[0] if len(found) == 1 and not kept_out else None
+
+    copies: list[tuple] = []
+    for layer in model.layers:
+        if layer.name in done:
+            continue
+        kind = type(layer).__name__
+        if kind == "InputLayer":
+            fresh = keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name)
+            inputs.append(fresh)
+            place[id(_output_of(layer))] = SimulatedImage(value_range, name=f"{layer.name}-pixels")(fresh)
+            continue
+        given = [each for tensor in _inputs_of(layer) for each in place[id(tensor)]]  # tensor, step, tensor, step ...
+        end = layer
+        if kind in ("Conv2D", "DepthwiseConv2D"):
+            norm = only_reader(layer)
+            norm = norm if norm is not None and type(norm).__name__ == "BatchNormalization" else None
+            end = norm or layer
+            active = only_reader(end)
+            active = active if active is not None and _activation_of(active) in ("relu6", "relu") else None
+            end = active or end
+            own = _activation_of(layer) if active is None else _activation_of(active)
+            fresh = SimulatedConvolution(
+                "full" if kind == "Conv2D" else "depthwise",
+                layer.filters if kind == "Conv2D" else None,
+                layer.kernel_size,
+                layer.strides,
+                layer.dilation_rate,
+                layer.padding,
+                None if norm is None else (norm.momentum, norm.epsilon),
+                own if own != "linear" else None,
+                range_momentum=range_momentum,
+                name=layer.name,
+            )
+            output = fresh(given)
+            copies.append((fresh, layer, norm))
+            done |= {each.name for each in (norm, active) if each is not None}
+        elif kind == "Add" and len(given) == 4:
+            output = SimulatedAdd(range_momentum=range_momentum, name=layer.name)(given)
+        elif kind == "GlobalAveragePooling2D":
+            output = SimulatedMean(layer.keepdims, range_momentum=range_momentum, name=layer.name)(given)
+        elif kind in _KEPT or (kind == "Activation" and any(_output_of(layer) is each for each in model.outputs)):
+            output = type(layer).from_config(layer.get_config())(given[0]), given[1]
+        else:
+            raise ValueError(
+                f"layer {layer.name!r} ({kind}) is none that quantisation-aware training knows: expected convolutions with batch "
+                f"norm and ReLU6, sums of two, {', '.join(('GlobalAveragePooling2D', *_KEPT))}. Build the model with "
+                f"include_preprocessing=False and batch norms."
+            )
+        place[id(_output_of(end))] = output
+    outputs = [place[id(output)][0] for output in model.outputs]
+    aware = keras.Model(
+        inputs[0] if len(inputs) == 1 else inputs,
+        outputs[0] if len(outputs) == 1 else outputs,
+        name=f"{model.name}-int8",
+    )
+    for fresh, convolution, norm in copies:
+        _copy_weights(fresh, convolution, norm)
+    return aware
+
+
+def _inputs_of(layer) -> list:
+    return list(layer._inbound_nodes[0].input_tensors) if layer._inbound_nodes else []
+
+
+def _output_of(layer):
+    return layer._inbound_nodes[0].output_tensors[0]
+
+
+def _activation_of(layer) -> str:
+    activation = getattr(layer, "activation", None)
+    if type(layer).__name__ == "ReLU":
+        return "relu6" if layer.max_value == 6 else "relu" if layer.max_value is None else "other"
+    return keras.activations.serialize(activation) if activation is not None else "linear"
+
+
+def _copy_weights(fresh: SimulatedConvolution, convolution, norm) -> None:
+    fresh.kernel.assign(convolution.kernel)
+    if norm is None:
+        if convolution.use_bias:
+            fresh.bias.assign(convolution.bias)
+        return
+    if convolution.use_bias:
+        raise ValueError(f"layer {convolution.name!r} has both a bias and a batch norm: build it with use_bias=False.")
+    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+        getattr(fresh, name).assign(getattr(norm, name))
+
+
+def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float, float]]]:
+    """(the same network without simulation, ranges of its tensors by layer name), as `export_litert` needs them.
+
+    Convolutions carry their folded batch norms as biases.
+    """
+    place: dict[int, object] = {}
+    maker: dict[int, object] = {}  # of a step
+    ranges: dict[str, tuple[float, float]] = {}
+    inputs = []
+    copies: list[tuple] = []
+    for layer in model.layers:
+        if type(layer).__name__ == "InputLayer":
+            inputs.append(keras.Input(batch_shape=layer.batch_shape, name=layer.name))
+            place[id(_output_of(layer))] = inputs[-1]
+            continue
+        given = [place[id(tensor)] for tensor in _inputs_of(layer) if id(tensor) in place]  # all but the steps
+        if isinstance(layer, SimulatedImage):
+            output = given[0]
+        elif isinstance(layer, SimulatedConvolution):
+            options = {
+                "strides": layer.strides,
+                "dilation_rate": layer.dilation_rate,
+                "padding": layer.padding,
+                "activation": layer.activation,
+                "name": layer.name,
+            }
+            fresh = (
+                layers.Conv2D(layer.filters, layer.kernel_size, **options)
+                if layer.kind == "full"
+                else layers.DepthwiseConv2D(layer.kernel_size, **options)
+            )
+            output = fresh(given[0])
+            copies.append((fresh, layer, maker[id(_inputs_of(layer)[1])]))
+        elif isinstance(layer, SimulatedAdd):
+            output = layers.Add(name=layer.name)(given)
+        elif isinstance(layer, SimulatedMean):
+            output = layers.GlobalAveragePooling2D(keepdims=layer.keepdims, name=layer.name)(given[0])
+        else:
+            output = type(layer).from_config(layer.get_config())(given[0])
+        place[id(_output_of(layer))] = output
+        if isinstance(layer, (SimulatedImage, _Ranged)):
+            maker[id(layer._inbound_nodes[0].output_tensors[1])] = layer
+            ranges[layer.name.removesuffix("-pixels")] = layer.value
+    outputs = [place[id(output)] for output in model.outputs]
+    plain = keras.Model(
+        inputs[0] if len(inputs) == 1 else inputs,
+        outputs[0] if len(outputs) == 1 else outputs,
+        name=model.name.removesuffix("-int8"),
+    )
+    for fresh, layer, source in copies:
+        fresh.set_weights(layer.folded(source.step))
+    return plain, ranges
