@@ -8,19 +8,22 @@ STAMP := $(VENV)/.installed
 export MPLBACKEND := Agg
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-slow test-backends lint notebooks bench clean
+.PHONY: demo test test-slow test-backends test-ray lint notebooks bench clean
 
 demo: $(STAMP)
 	$(BIN)/mnv2 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered -m "not slow and not backends"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered -m "not slow and not backends and not ray"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-backends: $(VENV)/.installed-backends
 	$(BIN)/python -m pytest -m backends
+
+test-ray: $(VENV)/.installed-ray
+	$(BIN)/python -m pytest -m ray
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,6 +44,10 @@ $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 
 $(VENV)/.installed-backends: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint constraints-backends.txt --editable '.[test,backends]'
+	touch $@
+
+$(VENV)/.installed-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint constraints-ray.txt --editable '.[test,ray]'
 	touch $@
 
 clean:

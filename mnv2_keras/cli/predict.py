@@ -1,6 +1,5 @@
 """`mnv2 predict`: what is on the photos."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +7,11 @@ import typer
 
 from mnv2_keras.cli.screen import Json, err, out, print_json
 
-#: Kinds of result files, by suffix.
-_FORMATS = (".jsonl", ".csv", ".parquet")
-
 
 def predict(
-    photos: Annotated[list[Path], typer.Argument(help="Photos or folders of photos.", metavar="PHOTO...")],
+    photos: Annotated[
+        list[str], typer.Argument(help="Photos or folders of photos; on a cluster also URIs.", metavar="PHOTO...")
+    ],
     weights: Annotated[
         str, typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
     ] = "mobilenet_v2_1.0_224",
@@ -30,6 +28,13 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a broken photo, in place of passing over it.")
     ] = False,
+    engine_cluster: Annotated[
+        str | None,
+        typer.Option(help="ray: on the machines of a Ray cluster (RAY_ADDRESS), or on workers started here."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="On the cluster; one for each processor otherwise.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Classify photos: JPEG, PNG, BMP or WebP, of any size, one by one or by the folder.
@@ -37,13 +42,26 @@ def predict(
     The first use of some weights converts them, which takes half a minute; from then on it takes half a second. Exits with 1
     when some of the photos could not be read, with 2 when none could.
 
+    With --engine-cluster ray, a run that was stopped goes on when the same command is given again.
+
     Example: mnv2 predict cat.jpg holiday/ --weights mobilenet_v2_1.0_224.tgz --top 3
+
+    Example: mnv2 predict --engine-cluster ray s3://bucket/photos -o found.parquet
     """
+    if engine_cluster is not None:
+        single = {"--engine": engine != "litert", "--threads": threads, "--strict": strict, "--json": as_json}
+        if given := [name for name, value in single.items() if value]:
+            raise ValueError(f"{given[0]} is for a single process: leave it out, or leave out --engine-cluster.")
+        _predict_on_cluster(engine_cluster, photos, output, weights, top, precision, resolution, workers)
+        return
+    if workers:
+        raise ValueError("--workers is for a cluster: add --engine-cluster ray, or choose --threads.")
     from mnv2_keras.images import find_images
     from mnv2_keras.inference.classifier import Classifier
+    from mnv2_keras.inference.results import check_suffix, write_results
 
-    if output and output.suffix not in _FORMATS:
-        raise ValueError(f"{output}: results are written as {', '.join(_FORMATS)}; choose a name that ends so.")
+    if output:
+        check_suffix(output)
     paths = find_images(photos)
     with Classifier(
         weights, engine, threads, precision=precision, resolution=resolution, say=lambda text: err.print(text)
@@ -56,11 +74,51 @@ def predict(
         print_json([each.as_dict() for each in results if each.error is None])
     else:
         show({each.source: each.predictions for each in results if each.error is None}, as_json)
-    broken = [each for each in results if each.error is not None]
-    for each in broken:
-        err.print(f"skipped: {each.error}", highlight=False, markup=False, soft_wrap=True)
-    if broken:
-        raise typer.Exit(2 if len(broken) == len(results) else 1)
+    _report([str(each.error) for each in results if each.error is not None], len(results))
+
+
+def _predict_on_cluster(name: str, photos, output, weights, top, precision, resolution, workers) -> None:
+    if name != "ray":
+        raise ValueError(f"--engine-cluster is {name!r}: expected ray.")
+    if output is None:
+        raise ValueError("--engine-cluster writes its results to a file: add -o found.parquet.")
+    from mnv2_keras.inference.cluster import predict_on_cluster
+
+    with _bar() as bar:
+        task = bar.add_task("", total=None, speed="")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, speed=f"{bar.tasks[task].speed or 0:.0f}")
+
+        run = predict_on_cluster(
+            photos,
+            output,
+            weights,
+            top=top,
+            precision=precision,
+            resolution=resolution,
+            workers=workers,
+            progress=progress,
+            say=lambda text: err.print(text),
+        )
+    resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
+    err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
+    _report(list(run.broken.values()), run.images)
+
+
+def _report(errors: list[str], total: int) -> None:
+    """Name the photos that were passed over; some of them are one exit code, all of them another."""
+    for each in errors:
+        err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
+    if errors:
+        raise typer.Exit(2 if len(errors) == total else 1)
+
+
+def _bar():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]} photos/s"), TimeRemainingColumn()
+    return Progress(*columns, console=err, transient=True)
 
 
 def _watched(results, total: int):
@@ -68,54 +126,12 @@ def _watched(results, total: int):
     if total < 20:
         yield from results
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]} photos/s"), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task("", total=total, speed="")
         for result in results:
             bar.update(task, advance=1)
             bar.update(task, speed=f"{bar.tasks[task].speed or 0:.0f}")
             yield result
-
-
-def write_results(results, path: Path) -> None:
-    """Results as JSON lines (a line a photo), CSV or Parquet (a row a class), all of them or no file.
-
-    Raises:
-        ValueError: Parquet without pyarrow.
-    """
-    from mnv2_keras.export.litert import write_bytes
-
-    if path.suffix == ".jsonl":
-        write_bytes(path, "".join(json.dumps(each.as_dict()) + "\n" for each in results).encode())
-        return
-    names = ("photo", "rank", "index", "label", "score", "error")
-    rows = []
-    for each in results:
-        if each.error is not None:
-            rows.append((str(each.source), None, None, None, None, str(each.error)))
-        rows += [(str(each.source), i, *found, None) for i, found in enumerate(each.predictions, 1)]
-    if path.suffix == ".csv":
-        import csv
-        import io
-
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([names, *rows])
-        write_bytes(path, text.getvalue().encode())
-        return
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{path} needs pyarrow: pip install 'mnv2-keras[parquet]', or write .csv or .jsonl."
-        ) from error
-    kinds = (pyarrow.string(), pyarrow.int32(), pyarrow.int32(), pyarrow.string(), pyarrow.float32(), pyarrow.string())
-    columns = [pyarrow.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.Table.from_arrays(columns, names=list(names)), sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def show(found: dict, as_json: bool) -> None:

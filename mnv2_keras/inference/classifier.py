@@ -9,8 +9,9 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from PIL import Image
 
-from mnv2_keras.images import find_images
+from mnv2_keras.images import ImageSource, find_images, read_image
 from mnv2_keras.inference.engines import ENGINES, KerasEngine, LitertEngine, OpenvinoEngine
 from mnv2_keras.inference.model_cache import litert_content
 from mnv2_keras.labels import Prediction, imagenet_labels
@@ -46,7 +47,8 @@ class Classifier:
     on neither TensorFlow nor Keras is imported (engine "keras" apart).
 
     Args:
-        weights: an archive, folder, checkpoint, Keras file or registered name; or a .tflite of a classifier.
+        weights: an archive, folder, checkpoint, Keras file or registered name; a .tflite of a classifier; or "digits", the int8
+            network for handwritten digits (white on black) that is installed with the package.
         engine: "litert", "openvino" (an optional extra; it may compute in bfloat16) or "keras".
         threads: of one prediction; None for all cores.
         precision: "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8). For int8 give a .tflite that
@@ -77,10 +79,12 @@ class Classifier:
             raise ValueError(f"threads is {threads!r}: expected a whole number of at least 1, or None for all cores.")
         self._engine, labels = _open(weights, engine, threads, precision, resolution, labels, say)
         height, width, channels = self._engine.input_shape
-        if channels != 3:
+        if channels not in (1, 3):
             self._engine.close()
-            raise ValueError(f"{weights} takes images of {channels} channels: a Classifier reads RGB photos.")
-        self._size = height, width
+            raise ValueError(
+                f"{weights} takes images of {channels} channels: a Classifier reads photos in RGB or grey."
+            )
+        self._size, self._channels = (height, width), channels
         self._workers = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
@@ -110,8 +114,9 @@ class Classifier:
         """The best classes of each image, best first.
 
         Args:
-            images: a path, a folder, the bytes of a file, a uint8 photo (H, W, 3) of any size or a batch of them, or a list of
-                these. A float32 array of the network's own size counts as preprocessed, in [-1, 1].
+            images: a path, a folder, the bytes of a file, a PIL image, a uint8 photo (H, W, 3), or in grey (H, W, 1) or (H, W),
+                of any size, a batch (N, H, W, C) of them, or a list of these. A float32 array of the network's own size counts
+                as preprocessed, in [-1, 1]. A network of one channel sees colour photos in grey.
             top: how many classes to name.
 
         Returns:
@@ -216,13 +221,13 @@ class Classifier:
 
     def _prepare(self, image) -> np.ndarray:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-            if image.shape != (*self._size, 3):
+            if image.shape != (*self._size, self._channels):
                 raise ValueError(
                     f"a float image has shape {image.shape}: floats count as preprocessed and must have shape "
-                    f"{(*self._size, 3)}, values in [-1, 1]; give a photo as uint8."
+                    f"{(*self._size, self._channels)}, values in [-1, 1]; give a photo as uint8."
                 )
             return image.astype(np.float32, copy=False)
-        return preprocess_image(image, self._size)
+        return preprocess_image(image if self._channels == 3 else _grey(image), self._size)[..., : self._channels]
 
     def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
         """As `decode_predictions` decides: best first, the lower index where scores are equal."""
@@ -236,6 +241,15 @@ class Classifier:
             candidates = np.arange(len(scores))
         order = candidates[np.argsort(-scores[candidates], kind="stable")[:top]]
         return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]
+
+
+def _grey(image) -> np.ndarray:
+    """A photo's brightness, as Pillow weighs the colours (ITU-R 601); an array in grey as it is."""
+    if isinstance(image, ImageSource):
+        image = read_image(image)
+    image = np.asarray(image)
+    colour = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    return np.asarray(Image.fromarray(image).convert("L")) if colour else image
 
 
 def _open(weights, engine: str, threads, precision: str, resolution, labels, say):
@@ -260,7 +274,7 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
             f"{weights} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}): make it anew."
         ) from error
     if len(opened.input_shape) != 3:
-        raise ValueError(f"{weights} takes an input of shape {opened.input_shape}: a Classifier needs (H, W, 3).")
+        raise ValueError(f"{weights} takes an input of shape {opened.input_shape}: a Classifier needs (H, W, C).")
     return opened, labels
 
 
@@ -310,7 +324,7 @@ def _check_top(top: int) -> None:
 
 def _as_list(images) -> list:
     """Every image by itself."""
-    if isinstance(images, bytes):
+    if isinstance(images, bytes | Image.Image):
         return [images]
     if isinstance(images, str | os.PathLike):
         return find_images(images)

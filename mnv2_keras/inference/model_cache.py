@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mnv2_keras import __version__
 from mnv2_keras.cache import cache_folder
+from mnv2_keras.shipped import shipped_file
 
 log = logging.getLogger("mnv2_keras")
 
@@ -30,7 +31,8 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
     It has the class probabilities as first output and the pooled features as second.
 
     Args:
-        weights: what `convert_checkpoint` takes, a Keras file, or a .tflite.
+        weights: what `convert_checkpoint` takes, a Keras file, a .tflite, or "digits" for the int8 file of handwritten digits
+            that is installed with the package.
         precision: "float32", "float16" or "dynamic".
         resolution: side of the input in pixels; None for the weights' own.
         say: called with a sentence before something that takes long.
@@ -40,6 +42,8 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
         ValueError: they cannot be converted, or another precision.
     """
     path = Path(weights).expanduser()
+    if str(weights) == "digits" and not path.exists():
+        path = shipped_file("digits_int8.tflite")
     if path.suffix == ".tflite":
         return _own_file(path, precision, resolution)
     if precision not in PRECISIONS:

@@ -1,0 +1,354 @@
+"""Millions of photos on many machines: Ray Data runs the same `Classifier`, and what is finished stays finished.
+
+The photos are cut into parts. A part goes to an actor and comes back as a Parquet file, which is written at once; when all are
+there they become one file. So a killed worker costs the part it had in hand, which Ray gives to another one, and a killed
+driver costs nothing that was written.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from mnv2_keras import __version__
+from mnv2_keras.images import IMAGE_SUFFIXES, ImageError, find_images
+from mnv2_keras.inference.classifier import Classification, Classifier
+from mnv2_keras.inference.model_cache import litert_content
+from mnv2_keras.inference.results import parquet_bytes, rows_of, schema
+from mnv2_keras.training.state import write_bytes
+
+#: Bytes of Ray's shared memory where it is started here: a part's results are small.
+OBJECT_STORE = 256 * 2**20
+
+
+class ClusterRun(NamedTuple):
+    """What a run on a cluster did."""
+
+    images: int
+    broken: dict[str, str]  # photos that could not be read, and why
+    parts: int
+    resumed: int  # parts that an earlier run had finished
+
+
+class _Photo(NamedTuple):
+    """A photo, and what tells whether it is still the same."""
+
+    name: str  # as it stands in the results
+    root: str  # the URI it was found under; "" for a local file
+    path: str  # within the root's file system
+    size: int
+    changed: int  # nanoseconds
+
+
+def predict_on_cluster(
+    images,
+    output: str | os.PathLike,
+    weights="mobilenet_v2_1.0_224",
+    *,
+    top: int = 5,
+    precision: str = "float32",
+    resolution: int | None = None,
+    labels: Sequence[str] | None = None,
+    workers: int | None = None,
+    part: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ClusterRun:
+    """Classify photos with Ray Data, on this machine or on a cluster, into one Parquet file.
+
+    The rows are those of `Classifier.stream`, in the order of the photos: the columns `inference.results.COLUMNS`, a row for
+    each of the best classes, or one with the reason for a photo that cannot be read.
+
+    Finished parts lie in `<output>.parts` until the file is written. The same call after a kill goes on from them; with other
+    photos, weights or options it refuses to. Ray starts on this machine, or joins the cluster that `RAY_ADDRESS` names, whose
+    machines need this package and have to see the photos.
+
+    Args:
+        images: a path or URI (`s3://bucket/folder`, `gs://`, `hdfs://`, `file://`: what pyarrow opens) of a photo or a folder,
+            or several.
+        output: the Parquet file.
+        weights, precision, resolution, labels: as in `Classifier`; its engine is LiteRT, on one thread of each worker.
+        top: how many classes to name.
+        workers: actors, of one processor each; None for all processors of the cluster.
+        part: photos in a part; None for a 64th of them, but from 16 to 1024.
+        progress: called with photos done and photos in all, after each part.
+        say: called with a sentence before something that takes long.
+
+    Returns:
+        What was done, and which photos were left out.
+
+    Raises:
+        FileNotFoundError: there are no such photos or weights.
+        ValueError: Ray is not installed, an argument is out of its range, or the parts are those of another run.
+        OSError: the cluster failed, or a file cannot be written; finished parts stay.
+    """
+    output = Path(output).expanduser()
+    if output.suffix != ".parquet":
+        raise ValueError(f"{output}: a cluster writes Parquet; choose a name that ends in .parquet.")
+    for name, value in (("top", top), ("workers", workers), ("part", part)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
+    ray = _ray()
+    photos = _find(images)
+    work = {
+        "content": litert_content(weights, precision, resolution, say),
+        "labels": None if labels is None else list(labels),
+        "top": top,
+        "folder": str(Path.cwd()),
+    }
+    _Worker(**work).classifier.close()  # what is wrong with the weights or the labels is told before anything starts
+    size = part or min(max(len(photos) // 64, 16), 1024)
+    parts = [photos[i : i + size] for i in range(0, len(photos), size)]
+    folder = output.with_name(f"{output.name}.parts")
+    files = [folder / f"{i:06d}.parquet" for i in range(len(parts))]
+    _claim(folder, photos, size, work)
+    missing = {i: each for i, each in enumerate(parts) if not _readable(files[i])}
+    done = len(photos) - sum(map(len, missing.values()))
+    if missing:
+        with _connected(ray, workers), _in_a_sentence(ray, folder):
+            for i, content in _computed(ray, missing, workers, work):
+                write_bytes(files[i], content)
+                done += len(parts[i])
+                if progress:
+                    progress(done, len(photos))
+    broken = _join(files, output)
+    shutil.rmtree(folder)
+    return ClusterRun(len(photos), broken, len(parts), len(parts) - len(missing))
+
+
+def _ray():
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError(
+            "A cluster needs Ray: pip install 'mnv2-keras[ray]', or classify in one process, which uses all cores of this machine."
+        ) from error
+    return ray
+
+
+def _find(images) -> list[_Photo]:
+    """Every photo of some paths and URIs, in their order; folders sorted, as `find_images` does."""
+    found = []
+    for each in [images] if isinstance(images, str | os.PathLike) else images:
+        if "://" in str(each):
+            found += _find_remote(str(each))
+            continue
+        for path in find_images(each):
+            about = path.stat()
+            found.append(_Photo(str(path), "", "", about.st_size, about.st_mtime_ns))
+    if not found:
+        raise ValueError("There are no photos: give at least one.")
+    return found
+
+
+def _find_remote(uri: str) -> list[_Photo]:
+    """The photos under a URI, named by URIs of their own."""
+    from pyarrow import fs
+
+    files, base = _file_system(uri)
+    try:
+        about = files.get_file_info(base)
+        if about.type == fs.FileType.NotFound:
+            raise FileNotFoundError(f"There is no image or folder {uri}: check the address.")
+        inside = (
+            files.get_file_info(fs.FileSelector(base, recursive=True))
+            if about.type == fs.FileType.Directory
+            else [about]
+        )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"{uri} cannot be listed ({error}): check the address and your access to it.") from error
+    address, _, query = uri.partition("?")
+    found = []
+    for each in inside:
+        below = each.path[len(base) :]
+        hidden = any(name.startswith(".") for name in below.split("/"))
+        if each.is_file and (not below or (Path(below).suffix.lower() in IMAGE_SUFFIXES and not hidden)):
+            name = address.rstrip("/") + quote(below) + (query and f"?{query}")
+            found.append(_Photo(name, uri, each.path, each.size, each.mtime_ns or 0))
+    if not found:
+        raise ImageError(
+            f"The folder {uri} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} count."
+        )
+    return sorted(found, key=lambda photo: photo.path)
+
+
+@lru_cache(maxsize=64)
+def _file_system(uri: str):
+    """(pyarrow's file system, path within it) of a URI."""
+    from pyarrow import fs
+
+    try:
+        files, path = fs.FileSystem.from_uri(uri)
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"{uri} cannot be opened ({error}): expected a folder, or a URI such as s3://bucket/folder."
+        ) from error
+    return files, path.rstrip("/")
+
+
+def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
+    """Make the folder of the parts, or see that it belongs to this very work.
+
+    Raises:
+        ValueError: its parts are those of other photos, weights or options.
+    """
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(json.dumps(photo).encode())
+    identity = {
+        "photos": digest.hexdigest(),
+        "weights": hashlib.sha256(work["content"]).hexdigest(),
+        "labels": work["labels"],
+        "top": work["top"],
+        "part": size,
+        "version": __version__,
+    }
+    about = folder / "about.json"
+    try:
+        known = json.loads(about.read_text())
+    except FileNotFoundError:
+        write_bytes(about, json.dumps(identity, indent=1).encode())
+        return
+    except ValueError:
+        known = {}
+    if differing := [name for name in identity if not isinstance(known, dict) or known.get(name) != identity[name]]:
+        raise ValueError(
+            f"{folder} holds parts of a run with other {', '.join(differing)}: choose another output, or delete that folder."
+        )
+
+
+def _readable(path: Path) -> bool:
+    """Whether a part is there, and whole."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_schema(path).equals(schema())
+    except (OSError, ArrowException):
+        return False
+
+
+@contextlib.contextmanager
+def _connected(ray, workers: int | None) -> Iterator[None]:
+    """A connection to Ray: the caller's own, that of `RAY_ADDRESS`, or one to processes started here for the while."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        processors = max(workers or 1, os.cpu_count() or 1)
+        ray.init("local", num_cpus=processors, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _in_a_sentence(ray, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        raise OSError(
+            f"Ray stopped ({cause}): finished parts are kept in {folder}, and the same command goes on from them."
+        ) from error
+
+
+def _computed(ray, missing: dict[int, list[_Photo]], workers: int | None, work: dict) -> Iterator[tuple[int, bytes]]:
+    """(number, Parquet file) of each part, as they are finished."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = [
+        {"part": i, "names": [p.name for p in part], "roots": [p.root for p in part], "paths": [p.path for p in part]}
+        for i, part in missing.items()
+    ]
+    # A block for each part: a task then is a part, and what it computed comes back as soon as it is done.
+    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Worker,
+        fn_constructor_kwargs=work,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=workers or max(1, int(ray.cluster_resources().get("CPU", 1)))),
+    )
+    for row in data.iter_rows():
+        yield row["part"], row["content"]
+
+
+class _Worker:
+    """One actor: a `Classifier` on one thread."""
+
+    def __init__(self, content: bytes, labels: list[str] | None, top: int, folder: str):
+        with contextlib.suppress(OSError):  # names of photos may be relative to where the driver stands
+            os.chdir(folder)
+        with tempfile.TemporaryDirectory() as home:
+            path = Path(home, "model.tflite")
+            path.write_bytes(content)
+            self.classifier = Classifier(path, threads=1, labels=labels)
+        self.top = top
+
+    def __call__(self, batch):
+        """A table of parts to one of their numbers and Parquet files."""
+        import pyarrow
+
+        content = [parquet_bytes(rows_of(self._results(row))) for row in batch.to_pylist()]
+        return pyarrow.table({"part": batch["part"], "content": pyarrow.array(content, pyarrow.binary())})
+
+    def _results(self, row: dict) -> Iterator[Classification]:
+        """In the order of the photos; remote ones are read here while others are computed."""
+        unread: dict[int, OSError] = {}
+
+        def sources():
+            for i, (name, root, path) in enumerate(zip(row["names"], row["roots"], row["paths"], strict=True)):
+                if not root:
+                    yield name
+                    continue
+                try:
+                    with _file_system(root)[0].open_input_stream(path) as file:
+                        yield file.read()
+                except OSError as error:
+                    unread[i] = error
+                    yield b""
+
+        for i, (name, each) in enumerate(zip(row["names"], self.classifier.stream(sources(), self.top), strict=True)):
+            yield Classification(name, each.predictions, unread.get(i, each.error))
+
+
+def _join(files: list[Path], output: Path) -> dict[str, str]:
+    """Write the parts as one file, all of it or nothing; what was broken, and why."""
+    from pyarrow import compute, parquet
+
+    broken: dict[str, str] = {}
+    descriptor, draft = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
+    try:
+        Path(draft).chmod(0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            with parquet.ParquetWriter(file, schema()) as writer:
+                for each in files:
+                    table = parquet.read_table(each)
+                    writer.write_table(table)
+                    for row in table.filter(compute.is_valid(table["error"])).to_pylist():
+                        broken[row["photo"]] = row["error"]
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(output)
+    except OSError as error:
+        raise OSError(
+            f"{output} cannot be written ({error.strerror or error}): its parts are kept in {files[0].parent}."
+        ) from error
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return broken

@@ -1,0 +1,342 @@
+"""Many photos on many workers: the rows of the single process, whatever is killed.
+
+What needs no Ray is tested everywhere, with the actor at work in this process; the rest is marked `ray` (`make test-ray`).
+"""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+from test_cli import mnv2
+
+from mnv2_keras.images import ImageError, read_image
+from mnv2_keras.inference import cluster
+from mnv2_keras.inference.classifier import Classifier
+from mnv2_keras.inference.results import COLUMNS, rows_of, write_results
+from mnv2_keras.shipped import shipped_file
+
+
+@pytest.fixture(scope="module")
+def photos(testdata, tmp_path_factory):
+    """Forty photos in two folders, one that is none, one that is empty."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("cluster") / "photos of a cluster"
+    pixels = read_image(testdata / "images" / "cat.bmp")
+    for i in range(40):
+        path = folder / ("one", "two")[i % 2] / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(pixels, 37 * i, 1)[i : i + 300, : 150 + 9 * i]).save(path, quality=90)
+    (folder / "one" / "broken.jpg").write_bytes(b"no photo")
+    (folder / "two" / "empty.png").write_bytes(b"")
+    (folder / "two" / "notes.txt").write_text("no photo either")
+    (folder / ".hidden.jpg").write_bytes(b"passed over")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(photos):
+    """The single process's rows."""
+    with Classifier("digits") as classifier:
+        return rows_of(classifier.stream(cluster.find_images(photos), 3))
+
+
+def rows(path):
+    table = parquet.read_table(path)
+    assert table.column_names == list(COLUMNS)
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+class ClusterError(Exception):
+    """In place of Ray's."""
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """No Ray: the actor works in this process, part by part. Returns the numbers of the parts it was given."""
+    given = []
+
+    def computed(ray, missing, workers, work):
+        actor = cluster._Worker(**work)
+        for number, part in missing.items():
+            given.append(number)
+            names, roots, paths, *_ = map(list, zip(*part, strict=True))
+            (done,) = actor(
+                pyarrow.table({"part": [number], "names": [names], "roots": [roots], "paths": [paths]})
+            ).to_pylist()
+            yield done["part"], done["content"]
+
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(exceptions=SimpleNamespace(RayError=ClusterError)))
+    monkeypatch.setattr(cluster, "_connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "_computed", computed)
+    return given
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch, capsys, photos, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = mnv2(capsys, monkeypatch, "predict", photos, "--engine-cluster", "ray", "-o", tmp_path / "a.parquet")
+    assert code == 2
+    assert "A cluster needs Ray: pip install 'mnv2-keras[ray]'" in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine-cluster", "spark", "-o", "a.parquet"], "--engine-cluster is 'spark': expected ray"),
+        (["--engine-cluster", "ray"], "add -o found.parquet"),
+        (["--engine-cluster", "ray", "-o", "a.csv"], "a.csv: a cluster writes Parquet"),
+        (["--engine-cluster", "ray", "-o", "a.parquet", "--threads", "2"], "--threads is for a single process"),
+        (["--engine-cluster", "ray", "-o", "a.parquet", "--strict"], "--strict is for a single process"),
+        (["--workers", "2"], "--workers is for a cluster"),
+        (["-o", "a.txt"], "results are written as .jsonl, .csv, .parquet"),
+    ],
+)
+def test_options_that_do_not_go_together(monkeypatch, capsys, options, message):
+    code, _, err = mnv2(capsys, monkeypatch, "predict", "photos", *options)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_arguments_are_checked_first(here, photos, tmp_path):
+    output = tmp_path / "out.parquet"
+    for options in ({"top": 0}, {"workers": 0}, {"part": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is .*: expected a whole number of at least 1"):
+            cluster.predict_on_cluster(photos, output, "digits", **options)
+    with pytest.raises(ValueError, match="2 labels for 10 classes"):
+        cluster.predict_on_cluster(photos, output, "digits", labels=["a", "b"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        cluster.predict_on_cluster(tmp_path / "nowhere", output, "digits")
+    with pytest.raises(ValueError, match="There are no photos"):
+        cluster.predict_on_cluster([], output, "digits")
+    assert not here
+
+
+def test_the_rows_are_those_of_the_single_process(here, photos, expected, tmp_path):
+    seen = []
+    run = cluster.predict_on_cluster(
+        photos, tmp_path / "out.parquet", "digits", top=3, progress=lambda *at: seen.append(at)
+    )
+    assert rows(tmp_path / "out.parquet") == expected
+    assert (run.images, run.parts, run.resumed) == (42, 3, 0)
+    assert seen == [(16, 42), (32, 42), (42, 42)]
+    assert {Path(path).name: reason.split(": ")[0][-40:] for path, reason in run.broken.items()}.keys() == {
+        "broken.jpg",
+        "empty.png",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path):
+    output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+
+    def stop(done, total):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    options = {"top": 3, "part": 10}
+    with pytest.raises(KeyboardInterrupt):
+        cluster.predict_on_cluster(photos, output, "digits", **options, progress=stop)
+    assert {path.name for path in parts.iterdir()} == {"about.json", "000000.parquet", "000001.parquet"}
+    assert not output.exists()
+    (parts / "000001.parquet").write_bytes(b"PAR1 cut")  # a damaged part is no part
+    (parts / "about.json").with_suffix(".kept").write_bytes((parts / "about.json").read_bytes())
+    here.clear()
+    for other in ({"top": 2}, {"part": 11}, {"labels": list("abcdefghij")}):
+        with pytest.raises(ValueError, match=f"holds parts of a run with other {next(iter(other))}: choose"):
+            cluster.predict_on_cluster(photos, output, "digits", **(options | other))
+    with pytest.raises(ValueError, match="with other photos"):
+        cluster.predict_on_cluster(photos / "one", output, "digits", **options)
+    (parts / "about.json").write_text("no JSON")
+    with pytest.raises(ValueError, match="with other photos, weights"):
+        cluster.predict_on_cluster(photos, output, "digits", **options)
+    assert not here
+    (parts / "about.kept").replace(parts / "about.json")
+    run = cluster.predict_on_cluster(photos, output, "digits", **options)
+    assert here == [1, 2, 3, 4]
+    assert (run.parts, run.resumed) == (5, 1)
+    assert rows(output) == expected
+
+
+def test_uris_are_what_pyarrow_opens(here, photos, expected, tmp_path, monkeypatch):
+    cluster.predict_on_cluster(photos.as_uri(), tmp_path / "out.parquet", "digits", top=3)
+    found = rows(tmp_path / "out.parquet")
+    assert [row[1:5] for row in found] == [row[1:5] for row in expected]
+    assert [row[0] for row in found] == [Path(row[0]).as_uri() for row in expected]
+    assert [row[5] is None for row in found] == [row[5] is None for row in expected]
+    one = (photos / "one" / "02.jpg").as_uri()
+    assert cluster._find([one])[0].name == one
+    with pytest.raises(FileNotFoundError, match="check the address"):
+        cluster._find((tmp_path / "nowhere").as_uri())
+    with pytest.raises(ValueError, match="none://a/b cannot be opened"):
+        cluster._find("none://a/b")
+    with pytest.raises(ImageError, match="holds no images"):
+        cluster._find(tmp_path.as_uri())
+    # A photo that cannot be read any more when its turn comes is named, and the others go on.
+    copies = tmp_path / "copies"
+    shutil.copytree(photos / "one", copies)
+    listed = cluster._find(copies.as_uri())
+    (copies / "04.jpg").unlink()
+    monkeypatch.setattr(cluster, "_find", lambda _: listed)
+    run = cluster.predict_on_cluster(copies.as_uri(), tmp_path / "again.parquet", "digits")
+    assert {Path(name).name for name in run.broken} == {"04.jpg", "broken.jpg"}
+    assert any("04.jpg" in reason for reason in run.broken.values())
+
+
+def test_a_failure_of_the_cluster_is_one_sentence(here, photos, tmp_path, monkeypatch):
+    def failing(*_):
+        raise ClusterError("many lines\nno machine is left")
+        yield
+
+    monkeypatch.setattr(cluster, "_computed", failing)
+    with pytest.raises(
+        OSError, match=r"Ray stopped \(no machine is left\): finished parts are kept in .*out.parquet.parts"
+    ):
+        cluster.predict_on_cluster(photos, tmp_path / "out.parquet", "digits")
+
+
+def test_no_room_for_the_result_leaves_the_parts(here, photos, tmp_path):
+    output = tmp_path / "out.parquet"
+    output.mkdir()  # nothing can be renamed to a folder
+    with pytest.raises(OSError, match=r"out.parquet cannot be written .*: its parts are kept in"):
+        cluster.predict_on_cluster(photos, output, "digits", top=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.parquet.parts"]
+
+
+def test_the_command(here, photos, expected, tmp_path, monkeypatch, capsys):
+    options = ["--weights", "digits", "--engine-cluster", "ray", "--workers", "2", "--top", "3"]
+    code, out, err = mnv2(capsys, monkeypatch, "predict", photos, *options, "-o", tmp_path / "out.parquet")
+    assert code == 1  # two are broken
+    assert "42 photos." in " ".join(err.split())
+    assert err.count("skipped: ") == 2
+    assert rows(tmp_path / "out.parquet") == expected
+    code, *_ = mnv2(
+        capsys, monkeypatch, "predict", photos, "--weights", "digits", "--top", "3", "-o", tmp_path / "b.parquet"
+    )
+    assert code == 1
+    assert rows(tmp_path / "b.parquet") == expected
+
+
+def test_the_other_files_of_the_single_process(photos, expected, tmp_path, monkeypatch):
+    with Classifier("digits") as classifier:
+        results = list(classifier.stream(cluster.find_images(photos), 3))
+    write_results(results, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.reader(file))
+    assert tuple(found[0]) == COLUMNS
+    assert [tuple(row) for row in found[1:]] == [tuple("" if x is None else str(x) for x in row) for row in expected]
+    write_results(results, tmp_path / "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["photo"] for line in lines] == [str(each.source) for each in results]
+    assert sum("error" in line for line in lines) == 2
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow: pip install 'mnv2-keras\[parquet\]'"):
+        write_results(results, tmp_path / "out.parquet")
+
+
+@pytest.fixture(scope="module")
+def heavy(testdata, tmp_path_factory):
+    """A hundred and twenty photos that take a while to decode."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("heavy")
+    picture = Image.fromarray(read_image(testdata / "images" / "cat.bmp")).resize((2400, 1800))
+    picture.save(folder / "000.jpg", quality=95)
+    for i in range(1, 120):
+        os.link(folder / "000.jpg", folder / f"{i:03d}.jpg")
+    with Classifier("digits") as classifier:
+        return folder, rows_of(classifier.stream(cluster.find_images(folder), 3))
+
+
+def actors():
+    """The processes of this one's actors."""
+    import psutil
+
+    return [each for each in psutil.Process().children(recursive=True) if "_Worker" in " ".join(each.cmdline()[:1])]
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_two_workers_of_ray(photos, expected, tmp_path):
+    run = cluster.predict_on_cluster(photos, tmp_path / "out.parquet", "digits", top=3, workers=2, part=5)
+    assert (run.images, run.parts, len(run.broken)) == (42, 9, 2)
+    assert rows(tmp_path / "out.parquet") == expected
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_loses_nothing(heavy, tmp_path):
+    folder, expected = heavy
+    killed = []
+
+    def kill(done, total):
+        if not killed:
+            victim = actors()[0]
+            victim.send_signal(signal.SIGKILL)
+            killed.append(total - done)
+
+    run = cluster.predict_on_cluster(
+        folder, tmp_path / "out.parquet", "digits", top=3, workers=2, part=10, progress=kill
+    )
+    assert killed[0] >= 90
+    assert run.images == 120
+    assert rows(tmp_path / "out.parquet") == expected
+
+
+DRIVER = """
+import json, os, signal, sys
+from mnv2_keras.inference.cluster import predict_on_cluster
+
+def die(done, total):
+    if done >= 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder, output = json.loads(sys.argv[1])
+predict_on_cluster(folder, output, "digits", top=3, workers=2, part=10, progress=die)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_driver_loses_no_finished_part(heavy, tmp_path):
+    folder, expected = heavy
+    output = tmp_path / "out.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps([str(folder), str(output)])],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not output.exists()
+    run = cluster.predict_on_cluster(folder, output, "digits", top=3, workers=2, part=10)
+    assert run.resumed >= 3
+    assert run.parts == 12
+    assert rows(output) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_the_caller_s_own_connection_is_used_and_left(photos, expected, tmp_path):
+    import ray
+
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=cluster.OBJECT_STORE, log_to_driver=False
+    )
+    try:
+        cluster.predict_on_cluster(photos, tmp_path / "out.parquet", shipped_file("digits_int8.tflite"), top=3)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert rows(tmp_path / "out.parquet") == expected

@@ -1,0 +1,55 @@
+"""Networks of one channel, such as the shipped one for digits: grey arrays, files, and colour photos seen in grey."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import mnv2
+
+from mnv2_keras.images import read_image
+from mnv2_keras.inference.classifier import Classifier
+from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.shipped import sample_digits, shipped_file
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    with Classifier("digits") as opened:
+        yield opened
+
+
+def test_digits_by_arrays_files_and_names(classifier):
+    images, labels = sample_digits()
+    assert classifier.size == (28, 28)
+    assert classifier.labels == tuple("0123456789")
+    found = classifier.predict(images)  # (20, 28, 28, 1)
+    assert sum(best[0].label == str(label) for best, label in zip(found, labels, strict=True)) >= 19
+    assert classifier.predict([image[..., 0] for image in images]) == found  # (28, 28)
+    assert classifier.predict(np.repeat(images, 3, axis=3)) == found  # RGB of the same brightness
+    path = shipped_file("digit_7_1.png")
+    assert classifier.predict(path) == classifier.predict(path.read_bytes()) == classifier.predict(read_image(path))
+    with Image.open(path) as opened:
+        assert classifier.predict(opened) == classifier.predict(path)
+
+
+def test_colours_are_weighed_as_pillow_does(classifier):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    grey = np.asarray(Image.fromarray(colours).convert("L"))
+    assert classifier.predict(colours) == classifier.predict(grey)
+
+
+def test_floats_count_as_preprocessed(classifier):
+    image = sample_digits()[0][3]
+    prepared = preprocess_image(image, (28, 28))[..., :1]
+    assert classifier.predict(prepared) == classifier.predict(image)
+    with pytest.raises(ValueError, match=r"must have shape \(28, 28, 1\)"):
+        classifier.predict(np.zeros((28, 28, 3), np.float32))
+    with pytest.raises(ValueError, match=r"not \(28, 28, 2\)"):
+        classifier.predict(np.zeros((28, 28, 2), np.uint8))
+
+
+def test_the_command_line_knows_the_digits(capsys, monkeypatch):
+    code, out, _ = mnv2(
+        capsys, monkeypatch, "predict", shipped_file("digit_3_1.png"), "--weights", "digits", "--top", "1"
+    )
+    assert code == 0
+    assert "│ 3 " in out
