@@ -1,5 +1,6 @@
 """Weights into a model that is built, from wherever they are; and out again as a TF-Slim checkpoint."""
 
+import contextlib
 import logging
 import math
 import os
@@ -52,11 +53,22 @@ def fill(model: keras.Model, weights, alpha: float, resolution: int | None) -> N
     if str(weights) == "imagenet":
         weights = imagenet_checkpoint(alpha, resolution or 224).name
     path = find_weights(weights)
-    if path.suffix in KERAS_FILES:
-        _fill_from_keras_file(model, path)
+    if path.name.endswith(".weights.h5"):
+        _fill_from_weights_file(model, path)
         return
-    with open_checkpoint(path) as checkpoint:
+    with open_variables(path) as checkpoint:
         fill_from_checkpoint(model, checkpoint)
+
+
+@contextlib.contextmanager
+def open_variables(path: Path):
+    """A checkpoint, or a whole saved Keras model as if it were one: its variables under TF-Slim's names."""
+    if path.suffix not in KERAS_FILES:
+        with open_checkpoint(path) as checkpoint:
+            yield checkpoint
+        return
+    arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(load_keras_file(path)).items()}
+    yield Checkpoint.of_arrays(path, arrays)
 
 
 def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
@@ -110,27 +122,17 @@ def load_keras_file(path: Path) -> keras.Model:
         ) from error
 
 
-def _fill_from_keras_file(model: keras.Model, path: Path) -> None:
-    """A `.weights.h5`, or every weight of a whole saved model, matched by name."""
-    if path.name.endswith(".weights.h5"):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # Keras only warns of layers it found no weights for
-                model.load_weights(path)
-        except Exception as error:  # h5py and Keras each raise their own for a damaged or a foreign file
-            raise ValueError(
-                f"{path} does not fit the model ({error}): build it with the options it was saved with."
-            ) from error
-        return
-    ours, theirs = variables(model), variables(load_keras_file(path))
-    differing = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
-    differing += [name for name in theirs if name not in ours and "/Logits/" not in name]
-    if differing:
+def _fill_from_weights_file(model: keras.Model, path: Path) -> None:
+    """A `.weights.h5`, which only the very model it was saved from can take."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers it found no weights for
+            model.load_weights(path)
+    except Exception as error:  # h5py and Keras each raise their own for a damaged or a foreign file
         raise ValueError(
-            f"{path} and the model differ in {len(differing)} weights, first {differing[0]}: build with its options."
-        )
-    for name, variable in ours.items():
-        variable.assign(theirs[name])
+            f"{path} does not fit the model ({error}): build it with the options it was saved with, or save the whole "
+            "model as .keras, which fills other heads and a base too."
+        ) from error
 
 
 #: What knows the classes: the classifier's last convolution, the segmenter's.
@@ -151,7 +153,8 @@ def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = Tru
 
     Args:
         model: a model of this package.
-        path: an archive, a folder, a checkpoint prefix, an `.index` file, a V1 file, or a registered name.
+        path: an archive, a folder, a checkpoint prefix, an `.index` file, a V1 file, a saved `.keras` or `.h5` model, or a
+            registered name.
         ema: take the moving average where a variable has one (as the published graphs do), not the raw variable.
 
     Returns:
@@ -161,7 +164,7 @@ def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = Tru
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or does not hold exactly this model's variables. The model is then untouched.
     """
-    with open_checkpoint(find_weights(path)) as checkpoint:
+    with open_variables(find_weights(path)) as checkpoint:
         return load_variables(variables(model), checkpoint, ema)
 
 

@@ -275,13 +275,14 @@ def test_files_round_trip(tmp_path, suffix, options):
 
 def test_keras_files_that_do_not_fit(tmp_path):
     small(classes=5).save(tmp_path / "five.keras")
+    small(alpha=0.5).save(tmp_path / "half.keras")
     small(classes=5).save_weights(tmp_path / "five.weights.h5")
     (tmp_path / "text.keras").write_text("not a model")
     damaged = bytearray((tmp_path / "five.keras").read_bytes())
     damaged[len(damaged) // 2] ^= 255
     (tmp_path / "damaged.keras").write_bytes(damaged)
     for file, message in (
-        ("five.keras", "differ in 2 weights, first MobilenetV2/Logits"),
+        ("half.keras", "alpha 0.5"),
         ("five.weights.h5", "does not fit the model"),
         ("text.keras", "is not a Keras model file: it is damaged"),
         ("damaged.keras", r"is not a Keras model file that can be read \(Bad CRC"),
@@ -289,6 +290,23 @@ def test_keras_files_that_do_not_fit(tmp_path):
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             small(weights=tmp_path / file)
+
+
+def test_a_saved_model_fills_what_a_checkpoint_would(tmp_path, caplog):
+    saved = small(classes=1001)
+    saved.save(tmp_path / "saved.keras")
+    images = seeded_input((2, 32, 32, 3))
+    base = small(include_top=False, weights=tmp_path / "saved.keras")
+    np.testing.assert_array_equal(base(images), feature_extractor(saved, ["layer_19"])(images)["layer_19"])
+    logits = variables(saved)["MobilenetV2/Logits/Conv2d_1c_1x1/biases"]
+    without = small(classes=1000, weights=tmp_path / "saved.keras")
+    ours = variables(without)["MobilenetV2/Logits/Conv2d_1c_1x1/biases"]
+    np.testing.assert_array_equal(ours, logits[1:])
+    other = small(classes=5, weights=tmp_path / "saved.keras")
+    assert "its backbone is kept, the head of 5 classes is new" in caplog.text
+    np.testing.assert_array_equal(
+        variables(other)["MobilenetV2/Conv/weights"], variables(saved)["MobilenetV2/Conv/weights"]
+    )
 
 
 def test_mixed_precision():

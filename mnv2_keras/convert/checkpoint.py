@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -56,6 +57,12 @@ class Checkpoint:
             raise ValueError(
                 f"{self.source}: variable {name} cannot be read ({_first_line(error)}). {_AGAIN}"
             ) from error
+
+    @classmethod
+    def of_arrays(cls, source: Path, arrays: dict[str, np.ndarray]) -> "Checkpoint":
+        """Arrays that are in memory already, as a checkpoint."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        return cls(source, source, shapes, None, {}, SimpleNamespace(get_tensor=arrays.__getitem__))
 
     @property
     def resolution(self) -> int | None:
