@@ -12,6 +12,33 @@ import numpy as np
 ENGINES = ("litert", "openvino", "keras")
 
 
+class End:
+    """How an input or output of a .tflite keeps its numbers.
+
+    Args:
+        details: what `Interpreter.get_input_details` or `get_output_details` says of it.
+    """
+
+    def __init__(self, details: dict):
+        self.index = details["index"]
+        self._dtype = np.dtype(details["dtype"])
+        self._scale, self._zero_point = details["quantization"]  # a scale of 0: plain numbers
+
+    def stored(self, values: np.ndarray) -> np.ndarray:
+        """float32 values as the file takes them."""
+        if not self._scale:
+            return values
+        limits = np.iinfo(self._dtype)
+        steps = np.rint(values * np.float32(1 / self._scale)) + np.float32(self._zero_point)
+        return np.clip(steps, limits.min, limits.max, out=steps).astype(self._dtype)
+
+    def real(self, stored: np.ndarray) -> np.ndarray:
+        """What the file gives as float32 values."""
+        if not self._scale:
+            return stored
+        return (stored.astype(np.float32) - self._zero_point) * np.float32(self._scale)
+
+
 class LitertEngine:
     """A .tflite in LiteRT. Each thread that runs at the same time gets an interpreter of its own.
 
@@ -33,10 +60,7 @@ class LitertEngine:
         first = self._open(self._threads)
         self._give_back(first, self._threads)
         details = first.get_input_details()[0]
-        self._scale, self._zero_point = details["quantization"]
-        self._dtype = np.dtype(details["dtype"])
-        self._ends = [(each["index"], *each["quantization"]) for each in first.get_output_details()]
-        self._input = details["index"]
+        self._input, self._ends = End(details), [End(each) for each in first.get_output_details()]
         self.input_shape = tuple(int(side) for side in details["shape"][1:])
         self.outputs = len(self._ends)
         self.classes = int(first.get_output_details()[0]["shape"][-1])
@@ -72,15 +96,10 @@ class LitertEngine:
             alone: whether to use all threads; False uses one, for callers that run many at once.
         """
         with self._borrowed(self._threads if alone else 1) as interpreter:
-            if self._scale:
-                limits = np.iinfo(self._dtype)
-                image = np.rint(image * np.float32(1 / self._scale)) + np.float32(self._zero_point)
-                image = np.clip(image, limits.min, limits.max, out=image).astype(self._dtype)
-            interpreter.set_tensor(self._input, image[None])
+            interpreter.set_tensor(self._input.index, self._input.stored(image[None]))
             interpreter.invoke()
-            index, scale, zero_point = self._ends[output]
-            value = interpreter.get_tensor(index)[0]
-        return (value.astype(np.float32) - zero_point) * np.float32(scale) if scale else value
+            end = self._ends[output]
+            return end.real(interpreter.get_tensor(end.index)[0])
 
     def close(self) -> None:
         """Let go of the interpreters."""
@@ -103,9 +122,8 @@ class OpenvinoEngine:
             raise ValueError(
                 "engine 'openvino' needs OpenVINO: pip install 'mnv2-keras[openvino]', or use engine='litert'."
             ) from error
-        # OpenVINO's TensorFlow Lite frontend reads files only.
-
         core = openvino.Core()
+        # Its TensorFlow Lite frontend reads files only.
         with tempfile.NamedTemporaryFile(suffix=".tflite", delete=False) as file:
             file.write(content)
         try:
@@ -114,6 +132,11 @@ class OpenvinoEngine:
             raise ValueError(f"OpenVINO cannot read this .tflite ({str(error).splitlines()[0]}).") from error
         finally:
             Path(file.name).unlink()
+        from ai_edge_litert.interpreter import Interpreter
+
+        scheme = Interpreter(model_content=content)  # OpenVINO does not say what the numbers of an int8 file mean
+        self._input = End(scheme.get_input_details()[0])
+        self._ends = [End(each) for each in scheme.get_output_details()]
         model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
         settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._alone = core.compile_model(model, "CPU", settings)
@@ -142,8 +165,8 @@ class OpenvinoEngine:
     def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
         """As in `LitertEngine.run`."""
         with self._borrowed(alone) as request:
-            request.infer({0: image[None]}, share_inputs=True)
-            return request.get_output_tensor(output).data[0].copy()
+            request.infer({0: self._input.stored(image[None])}, share_inputs=True)
+            return self._ends[output].real(request.get_output_tensor(output).data[0].copy())
 
     def close(self) -> None:
         """Let go of the compiled model."""
