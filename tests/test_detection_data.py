@@ -13,6 +13,7 @@ from mnv2_keras.data.detection import (
     coco_document,
     detection_batches,
     read_coco,
+    read_tfds,
     read_voc,
 )
 from mnv2_keras.data.detection_shapes import draw_shapes, drawn_shapes
@@ -217,3 +218,52 @@ def test_crops_keep_to_the_published_ranges():
         assert np.min(kept, initial=0) >= 0
         assert np.max(kept, initial=0) <= 1 + 1e-6
     assert 1 <= whole <= 40
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [("coco_small", ["person", "zebra"], [0, 23]), ("chess", ["king", "queen"], [0, 1])],
+)
+def test_tfds(tmp_path, name, labels, expected):
+    """A set written by TFDS itself: COCO's labels keep their published ids, others count from 0."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    rows = {
+        "image": np.stack([np.full((20, 30, 3), shade, np.uint8) for shade in (10, 200)]),
+        "image/id": np.array([70, 71]),
+        "objects": {
+            "bbox": np.float32([[[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]], [[0.3, 0.3, 0.3, 0.9], [0.25, 0, 1, 0.5]]]),
+            "label": np.array([[0, 1], [0, 1]]),
+            "is_crowd": np.array([[False, True], [False, False]]),
+        },
+    }
+    features = tfds.features
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=features.FeaturesDict(
+            {
+                "image": features.Image(shape=(None, None, 3)),
+                "image/id": np.int64,
+                "objects": features.Sequence(
+                    {
+                        "bbox": features.BBoxFeature(),
+                        "label": features.ClassLabel(names=labels),
+                        "is_crowd": np.bool_,
+                    }
+                ),
+            }
+        ),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices(rows)},
+        data_dir=tmp_path,
+    )
+    data = read_tfds(name, "train", tmp_path)
+    assert len(data.examples) == 2
+    first, second = data.examples
+    np.testing.assert_allclose(first.boxes, rows["objects"]["bbox"][0])
+    assert first.classes.tolist() == expected
+    assert first.crowd.tolist() == [False, True]
+    assert (first.number, second.number) == (70, 71)
+    assert second.classes.tolist() == expected[1:], "a box without area is left out"
+    assert (data.labels[expected[1]], data.categories[expected[1]]) == (labels[1], expected[1] + 1)

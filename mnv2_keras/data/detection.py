@@ -244,12 +244,13 @@ def read_tfds(name: str, split: str, data_dir=None) -> DetectionData:
     except ImportError as error:
         raise ValueError("tensorflow_datasets is not installed: pip install 'mnv2-keras[data]'.") from error
     dataset, info = tfds.load(name, split=split, data_dir=data_dir, with_info=True, shuffle_files=False)
-    objects = info.features.get("objects") if hasattr(info.features, "get") else None
-    if objects is None or "bbox" not in objects or "label" not in objects:
+    held = getattr(info.features, "keys", tuple)()
+    objects = info.features["objects"] if "objects" in held else None
+    if not {"bbox", "label"} <= set(getattr(objects, "feature", {})):  # a sequence of them
         raise ValueError(
             f"{name} has no objects with bbox and label: expected coco, voc or another detection data set."
         )
-    names = objects["label"].names
+    names = objects.feature["label"].names
     ids = {label: number for number, label in coco_labels().items()}
     if name.startswith("coco") and set(names) <= ids.keys():
         labels, categories = coco_categories()
