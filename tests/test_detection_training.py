@@ -15,7 +15,7 @@ from mnv2_keras.data.detection import DetectionData, DetectionExample, detection
 from mnv2_keras.data.detection_shapes import drawn_shapes
 from mnv2_keras.evaluation.detection import METRICS, evaluate_coco, evaluate_detector
 from mnv2_keras.inference.detector import Detector
-from mnv2_keras.training.detection import PAPER, SHAPES, Diverged, features_once, train_detector
+from mnv2_keras.training.detection import PAPER, SHAPES, Diverged, train_detector
 
 SIDE = 48
 TINY = dataclasses.replace(SHAPES, alpha=0.1, side=SIDE, batch=4, steps=3, warmup=1)
@@ -44,24 +44,6 @@ def test_the_loop_writes_what_it_did(trained):
     assert all(np.isfinite(row["classification"]) and row["AP50"] == 0.5 for row in rows)
     with log.open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 3]
-
-
-def test_features_are_those_of_the_whole_network(trained):
-    model = trained[0]
-    rest, batches = features_once(model, drawn_shapes(4, SIDE).examples, TINY)
-    (features, truth), ((images, _),) = (
-        next(iter(batches)),
-        list(detection_batches(drawn_shapes(4, SIDE).examples, (SIDE, SIDE), 4, repeat=False)),
-    )
-    whole = model(images, training=False)["box_encodings"].numpy()
-    for row in rest(features, training=False)["box_encodings"].numpy():
-        assert np.abs(whole - row).max(axis=(1, 2)).min() < 1e-4, "one of the images, in any order"
-    assert truth["boxes"].shape[0] == 4
-    before = [np.array(v) for v in model.trainable_variables]
-    train_detector(rest, batches, dataclasses.replace(TINY, steps=1), anchors=ssd_anchors((SIDE, SIDE)))
-    moved = {v.path for v, old in zip(model.trainable_variables, before, strict=True) if not np.array_equal(v, old)}
-    assert any("BoxPredictor" in path for path in moved)
-    assert not any("expanded_conv" in path for path in moved)
 
 
 def test_a_diverged_loss_stops_with_the_step(model):
@@ -261,7 +243,6 @@ def test_the_training_command(tmp_path):
     [
         ["train", "detection", "-o", "x"],
         ["train", "detection", "-o", "x", "--shapes", "--recipe", "none"],
-        ["train", "detection", "-o", "x", "--shapes", "--recipe", "frozen"],
         ["train", "detection", "-o", "x", "--images", "folder"],
         ["evaluate", "detection", "--results", "x.json"],
     ],

@@ -75,7 +75,7 @@ def train(
     shapes: Shapes = False,
     recipe: Annotated[
         str | None,
-        typer.Option(help="paper, shapes or frozen (a trained backbone kept); shapes for --shapes, otherwise paper."),
+        typer.Option(help="paper or shapes; shapes for --shapes, otherwise paper."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Start from: a detector, a classifier's backbone, imagenet; nothing for fresh.")
@@ -93,9 +93,7 @@ def train(
 
     Example: mnv2 train detection --annotations instances_train2017.json --images train2017 -o coco/ --weights imagenet
 
-    Example: mnv2 train detection --shapes -o shapes/
-
-    Example: mnv2 train detection --shapes --recipe frozen --weights imagenet -o shapes/
+    Example: mnv2 train detection --shapes --weights imagenet -o shapes/
     """
     import dataclasses
 
@@ -107,7 +105,7 @@ def train(
         from mnv2_keras.data.detection import detection_batches
         from mnv2_keras.evaluation.detection import evaluate_detector
         from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2
-        from mnv2_keras.training.detection import RECIPES, features_once, train_detector
+        from mnv2_keras.training.detection import RECIPES, train_detector
         from mnv2_keras.training.detection_augmentation import augmentation
         from mnv2_keras.training.detection_plots import plot_training
         from mnv2_keras.weights import save_model
@@ -133,16 +131,8 @@ def train(
         )
     for reason in data.skipped:
         err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if followed.frozen and weights is None:
-        raise ValueError(
-            "--recipe frozen keeps the backbone as it came: name a classifier's or a detector's --weights."
-        )
-    if followed.frozen:
-        with working("computing features"):
-            trained, batches = features_once(model, data.examples, followed, seed)
-    else:
-        trained, augment = model, augmentation(followed.flip, followed.crop)
-        batches = detection_batches(data.examples, size, followed.batch, augment=augment, seed=seed)
+    augment = augmentation(followed.flip, followed.crop)
+    batches = detection_batches(data.examples, size, followed.batch, augment=augment, seed=seed)
     held_out = read_data(None, None, None, split, True, side=followed.side, held_out=True) if shapes else None
 
     def judged():
@@ -160,7 +150,7 @@ def train(
             progress.update(bar, completed=row["step"], description=f"training{words}")
 
         rows = train_detector(
-            trained,
+            model,
             batches,
             followed,
             anchors=ssd_anchors(size),
@@ -188,7 +178,7 @@ def read_data(annotations, images, tfds, split, shapes, model=None, *, side=96, 
         from mnv2_keras.data.detection_shapes import drawn_shapes
 
         side = model.input_shape[1] if model is not None else side
-        return drawn_shapes(300, side, held_out=True) if held_out else drawn_shapes(4000, side)
+        return drawn_shapes(300, side, held_out=True) if held_out else drawn_shapes(6000, side)
     from mnv2_keras.data import detection
 
     if tfds:

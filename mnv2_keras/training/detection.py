@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from mnv2_keras.boxes import FIRST_STRIDE, ssd_anchors
-from mnv2_keras.data.detection import detection_batches
-from mnv2_keras.taps import endpoints
+from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.training.detection_loss import detection_loss
 from mnv2_keras.training.optimizer import SlimRMSprop
+from mnv2_keras.training.twin import training_twin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +30,6 @@ class DetectionRecipe:
         warmup: steps of a learning rate that rises from zero.
         weight_decay, batch_norm_momentum, min_depth: of the network.
         flip, crop: whether images are mirrored, and cropped as SSD does.
-        frozen: keep the backbone as it came, and train the rest on its features, which are computed once (see
-            `features_once`); images are then neither mirrored nor cropped.
     """
 
     alpha: float
@@ -50,7 +46,6 @@ class DetectionRecipe:
     min_depth: int = 16
     flip: bool = True
     crop: bool = True
-    frozen: bool = False
 
     def schedule(self) -> Callable[[int], float]:
         """The learning rate of each step."""
@@ -88,36 +83,21 @@ PAPER = DetectionRecipe(
     decay="staircase",
     decay_steps=800_720,
 )
-#: Drawn shapes from scratch: `mnv2 train detection --recipe shapes`.
+#: Drawn shapes on a trained classifier's backbone: `mnv2 train detection --shapes --weights imagenet`, a quarter of an hour on
+#: two cores; docs/detection.md has its curve. From scratch the same takes many times as long.
 SHAPES = DetectionRecipe(
-    alpha=0.35,
-    side=96,
-    batch=16,
-    steps=2_500,
-    optimizer="adam",
-    learning_rate=2e-3,
-    decay="cosine",
-    warmup=100,
-    batch_norm_momentum=0.97,
-    min_depth=8,
-    crop=False,
-)
-#: Drawn shapes on the features of a trained classifier: `mnv2 train detection --recipe frozen --weights imagenet`.
-FROZEN = DetectionRecipe(
     alpha=1.0,
     side=96,
-    batch=32,
-    steps=3_000,
+    batch=16,
+    steps=2_200,
     optimizer="adam",
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     decay="cosine",
-    warmup=100,
+    warmup=50,
     batch_norm_momentum=0.97,
-    flip=False,
     crop=False,
-    frozen=True,
 )
-RECIPES = {"paper": PAPER, "shapes": SHAPES, "frozen": FROZEN}
+RECIPES = {"paper": PAPER, "shapes": SHAPES}
 
 
 class Diverged(ValueError):
@@ -156,17 +136,18 @@ def train_detector(
         ValueError: the batches end before the recipe does.
     """
     anchors = tf.constant(ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors)
-    optimizer, rate = recipe.make_optimizer(model.trainable_variables), recipe.schedule()
+    twin, variables = training_twin(model), model.trainable_variables
+    optimizer, rate = recipe.make_optimizer(variables), recipe.schedule()
 
     @tf.function(reduce_retracing=True)
     def step(images, truth):
         with tf.GradientTape() as tape:
-            losses = detection_loss(model(images, training=True), truth, anchors)
-            parts = tf.stack([losses["localization"], losses["classification"], tf.add_n([0.0, *model.losses])])
+            losses = detection_loss(twin(images, training=True), truth, anchors)
+            parts = tf.stack([losses["localization"], losses["classification"], tf.add_n([0.0, *twin.losses])])
             total = tf.reduce_sum(parts)
         # Mining passes over anchors whose loss is NaN: the sum over all of them tells.
         parts += 0.0 * tf.reduce_sum(losses["anchorwise_classification"])
-        optimizer.apply(tape.gradient(total, model.trainable_variables), model.trainable_variables)
+        optimizer.apply(tape.gradient(total, variables), variables)
         return parts
 
     rows, sums, since, start = [], tf.zeros(3), 0, time.monotonic()
@@ -198,50 +179,6 @@ def train_detector(
         if progress is not None:
             progress(row)
     return rows
-
-
-def features_once(model: keras.Model, examples, recipe: DetectionRecipe, seed: int = 0):
-    """Cut a detector in two where its backbone ends, and run the backbone over all images once.
-
-    Args:
-        model: of `build_ssdlite_mobilenetv2`.
-        examples: labelled images; their features are kept in memory, 130 kB each at alpha 1 and 96 pixels.
-        recipe: for its batch.
-        seed: of the order in training.
-
-    Returns:
-        The rest of the network as a model of its own that shares its weights with the detector, and endless batches of
-        features and objects for it: both for `train_detector`, with the anchors of the whole detector.
-    """
-    taps, size = endpoints(model), model.input_shape[1:3]
-    first = [
-        name
-        for name in taps
-        if name.endswith("/expansion_output") and taps[name].shape[1] == -(-size[0] // FIRST_STRIDE)
-    ]
-    last = [name for name in taps if name.startswith("layer_") and name[6:].isdigit()]
-    maps = [taps[first[-1]], taps[last[-1]]]
-    backbone, rest = keras.Model(model.input, maps), keras.Model(maps, model.output)
-    features, truths = [], []
-    run = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
-    for images, truth in detection_batches(examples, size, recipe.batch, repeat=False):
-        features.append([each.numpy() for each in run(images)])
-        truths.append({name: value.numpy() for name, value in truth.items()})
-    most = max(each["boxes"].shape[1] for each in truths)
-    whole = tuple(np.concatenate(parts) for parts in zip(*features, strict=True))
-    truth = {
-        name: np.concatenate([_lengthened(each[name], most) for each in truths]) for name in ("boxes", "classes", "num")
-    }
-    rows = tf.data.Dataset.from_tensor_slices((whole, truth))
-    count = len(truth["num"])
-    return rest, rows.shuffle(count, seed=seed).repeat().batch(recipe.batch, drop_remainder=True).prefetch(2)
-
-
-def _lengthened(rows: np.ndarray, length: int) -> np.ndarray:
-    """Objects (B, M, ...) padded with zeros to (B, length, ...); counts (B,) as they are."""
-    if rows.ndim == 1:
-        return rows
-    return np.pad(rows, [(0, 0), (0, length - rows.shape[1])] + [(0, 0)] * (rows.ndim - 2))
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

@@ -7,6 +7,7 @@ from keras import ops
 
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.masks import IGNORED
+from mnv2_keras.training.twin import training_twin
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,13 @@ def train_segmenter(
         )
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
+    # The twin has the model's variables. XLA would compile for minutes, and convolves more slowly on CPUs.
+    twin = training_twin(model)
+    twin.compile(model.optimizer, loss=SegmentationLoss(), jit_compile=False)
     batches = training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed)
     rounds = min(rounds, recipe.steps)
     try:
-        history = model.fit(
+        history = twin.fit(
             batches,
             epochs=rounds,
             steps_per_epoch=recipe.steps // rounds,
