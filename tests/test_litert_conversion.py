@@ -95,6 +95,20 @@ def test_an_edited_file_is_the_same_network(float_file, images):
     np.testing.assert_array_equal(run(float_file, images[:1]), run(again, images[:1]))
 
 
+def test_the_child_computes_what_this_process_would(model, float_file, images, tmp_path):
+    import json
+
+    from mnv2_keras.export import conversion
+
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "job.json").write_text(json.dumps({"precision": "float32", "shape": [1, *SHAPE]}))
+    conversion._convert_job(tmp_path)
+    here = conversion.with_signature((tmp_path / "model.tflite").read_bytes(), ["Predictions"])
+    assert json.loads((tmp_path / "outputs.json").read_text()) == ["Predictions"]
+    for image in images:
+        np.testing.assert_array_equal(run(here, image[None]), run(float_file, image[None]))
+
+
 def test_dynamic_batch_on_request(model, tmp_path, images):
     path = tmp_path / "open.tflite"
     report = export_litert(model, path, batch=None)
