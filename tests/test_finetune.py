@@ -179,9 +179,30 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
 
 def test_an_unknown_block_is_told_at_once(stripes_folder, tmp_path, monkeypatch):
     make(9).save(tmp_path / "weights.keras")
-    monkeypatch.setattr(probing, "pooled_features", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(probing, "_Backbone", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match="expected one of layer_1"):
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", first="block_3")
     build_mobilenetv2(classes=2, **(SMALL | {"input_shape": (None, None, 3)})).save(tmp_path / "any.keras")
     with pytest.raises(ValueError, match="give weights of a fixed one"):
         finetune(stripes_folder, tmp_path / "any.keras", tmp_path / "run")
+
+
+def test_what_users_call_comes_from_the_package_itself():
+    import mnv2_keras
+
+    for function in (finetune, unfreeze, linear_probe, pooled_features, read_splits):
+        assert getattr(mnv2_keras, function.__name__) is function
+    for name in ("train", "evaluate", "predict_on_cluster", "recipe_named", "sample_digits", "shipped_file"):
+        assert callable(getattr(mnv2_keras, name))
+    for name in (
+        "Recipe",
+        "SlimRMSprop",
+        "MovingAverages",
+        "Evaluation",
+        "Finetuned",
+        "Probe",
+        "WorkerLost",
+        "Diverged",
+    ):
+        assert isinstance(getattr(mnv2_keras, name), type)
+    assert mnv2_keras.RECIPES["finetune"] is FINETUNE

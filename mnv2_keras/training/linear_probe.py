@@ -61,29 +61,43 @@ def pooled_features(
         central_fraction: part of each photo that is used.
         progress: called with images done and images in all.
     """
-    backbone = keras.Model(model.input, endpoints(model)["global_pool"])
-    size, channels = backbone.input_shape[1:3], backbone.input_shape[3]
-    key = hashlib.sha256(
-        json.dumps([examples.fingerprint(), digest_of(backbone), size, channels, central_fraction]).encode()
-    ).hexdigest()
-    path = cache_folder() / "features" / f"{key[:40]}.npz"
-    if kept := _load(path, len(examples)):
-        return kept
-    run = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
-    values, labels, weights = [], [], []
-    batches = evaluation_batches(
-        examples, BATCH, lambda image: evaluated(image, size, central_fraction=central_fraction), channels=channels
-    )
-    for images, label, weight in batches:
-        values.append(run(images).numpy().reshape(len(label), -1))
-        labels.append(label.numpy())
-        weights.append(weight.numpy())
-        if progress:
-            progress(sum(map(len, labels)), len(examples))
-    found = Features(np.concatenate(values), np.concatenate(labels), np.concatenate(weights), cached=False)
-    if not examples.broken:  # a file that is mended keeps its name, and perhaps its size and time
-        _keep(path, found)
-    return found
+    return _Backbone(model).features(examples, central_fraction, progress)
+
+
+class _Backbone:
+    """A model up to its pooled features; traced once, at the first batch of whatever size."""
+
+    def __init__(self, model: keras.Model):
+        backbone = keras.Model(model.input, endpoints(model)["global_pool"])
+        self.size, self.channels = backbone.input_shape[1:3], backbone.input_shape[3]
+        self.digest = digest_of(backbone)
+        batch = tf.TensorSpec((None, *self.size, self.channels), tf.float32)
+        self.run = tf.function(lambda images: backbone(images, training=False), input_signature=[batch])
+
+    def features(self, examples, central_fraction: float = 0.875, progress=None) -> Features:
+        """As `pooled_features`."""
+        about = [examples.fingerprint(), self.digest, self.size, self.channels, central_fraction]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        path = cache_folder() / "features" / f"{key[:40]}.npz"
+        if kept := _load(path, len(examples)):
+            return kept
+        values, labels, weights = [], [], []
+        batches = evaluation_batches(
+            examples,
+            BATCH,
+            lambda image: evaluated(image, self.size, central_fraction=central_fraction),
+            channels=self.channels,
+        )
+        for images, label, weight in batches:
+            values.append(self.run(images).numpy().reshape(len(label), -1))
+            labels.append(label.numpy())
+            weights.append(weight.numpy())
+            if progress:
+                progress(sum(map(len, labels)), len(examples))
+        found = Features(np.concatenate(values), np.concatenate(labels), np.concatenate(weights), cached=False)
+        if not examples.broken:  # a file that is mended keeps its name, and perhaps its size and time
+            _keep(path, found)
+        return found
 
 
 def _load(path: Path, count: int) -> Features | None:
@@ -147,16 +161,17 @@ def linear_probe(
     Raises:
         ValueError: the model has another number of classes.
     """
-    start = time.perf_counter()
-    features = pooled_features(model, training, progress=progress)
-    judged = pooled_features(model, held_out)
-    middle = time.perf_counter()
     layer = model.get_layer("Logits-Conv2d_1c_1x1")
     classes = layer.filters
     if classes not in (len(training.class_names), len(training.class_names) + 1):
         raise ValueError(
             f"The model has {classes} classes, the data {len(training.class_names)}: build it with as many."
         )
+    start = time.perf_counter()
+    backbone = _Backbone(model)
+    features = backbone.features(training, progress=progress)
+    judged = backbone.features(held_out)
+    middle = time.perf_counter()
     offset = classes - len(training.class_names)
     x, y = tf.constant(features.values), tf.constant(features.labels + offset)
     weights = tf.constant(features.weights)
