@@ -197,13 +197,35 @@ def test_the_detector_and_its_command(model, testdata, tmp_path):
     assert runner.invoke(app, ["detect", str(photo), *arguments]).exit_code == 0
 
 
-@pytest.mark.slow
-def test_the_evaluation_command(model, tmp_path):
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """Twelve images wherever the commands draw thousands."""
+    from mnv2_keras.data import detection_shapes
+
+    monkeypatch.setattr(
+        detection_shapes, "drawn_shapes", lambda count, side, held_out=False: drawn_shapes(12, side, held_out)
+    )
+
+
+def test_the_evaluation_command(model, tmp_path, few_shapes):
     model.save(tmp_path / "detector.keras")
-    arguments = ["evaluate", "detection", str(tmp_path / "detector.keras"), "--shapes", "--json"]
-    done = CliRunner().invoke(app, arguments)
+    arguments = ["evaluate", "detection", str(tmp_path / "detector.keras"), "--shapes"]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
-    assert set(json.loads(done.stdout)) == set(METRICS)
+    found = json.loads(done.stdout)
+    assert found == evaluate_detector(model, drawn_shapes(12, SIDE, held_out=True))
+    table = CliRunner().invoke(app, arguments)
+    assert table.exit_code == 0
+    assert f"{found['AP50']:.4f}" in table.stdout
+
+
+def test_the_command_judges_a_results_file(tmp_path):
+    truth, rows = documents()
+    for name, content in (("truth", truth), ("results", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    arguments = ["--annotations", str(tmp_path / "truth.json"), "--results", str(tmp_path / "results.json"), "--json"]
+    done = CliRunner().invoke(app, ["evaluate", "detection", *arguments])
+    assert json.loads(done.stdout) == evaluate_coco(truth, rows)
 
 
 def test_detectors_that_cannot_be():
@@ -224,9 +246,8 @@ def test_nan_weights_are_said(model):
         Detector(model, labels=["a", "b"])
 
 
-@pytest.mark.slow
-def test_the_training_command(tmp_path):
-    options = ["--alpha", "0.1", "--side", str(SIDE), "--steps", "2", "--batch", "2", "--every", "2"]
+def test_the_training_command(tmp_path, few_shapes):
+    options = ["--alpha", "0.1", "--side", str(SIDE), "--steps", "2", "--batch", "2", "--every", "1"]
     done = CliRunner().invoke(app, ["train", "detection", "--shapes", "-o", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -12,6 +12,8 @@ from mnv2_keras.data.detection import DetectionData, DetectionExample
 LABELS = ("circle", "square", "triangle")
 #: Corners of each shape (the circle is round), and where the first one points, in turns.
 _CORNERS = {"square": (4, 0.125), "triangle": (3, 0.75)}
+#: Diameters as parts of the side: sizes that the finest map's anchors answer for.
+_SIZES = (0.18, 0.36)
 #: Shapes overlap by no more of the smaller one's box.
 _MOST_OVERLAP = 0.15
 
@@ -29,7 +31,7 @@ def draw_shapes(seed: int, side: int = 128) -> DetectionExample:
     for _ in range(int(rng.integers(1, 5))):
         kind = int(rng.integers(len(LABELS)))
         for _ in range(20):
-            size = side * rng.uniform(0.18, 0.5)
+            size = side * rng.uniform(*_SIZES)
             y, x = rng.uniform(size / 2, side - size / 2, 2)
             mask = _mask(LABELS[kind], y, x, size, rng.uniform(-0.06, 0.06), side)
             left, top, right, bottom = mask.getbbox()
