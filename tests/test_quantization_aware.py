@@ -64,7 +64,8 @@ def aware(digits):
                 ]
             )
     made = quantization_aware(model)
-    made.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    made.compile(keras.optimizers.Adam(1e-3), loss)
     (images, labels), _ = digits
     made.fit(images[:128], labels[:128], batch_size=32, epochs=2, verbose=0)
     return model, made
@@ -74,13 +75,14 @@ def test_it_is_the_same_network_before_any_rounding_matters(digits):
     from mnv2_keras.export.simulation import plain_model, quantization_aware
 
     model = network()
-    plain, ranges = plain_model(quantization_aware(model))
+    plain, ranges, kernels = plain_model(quantization_aware(model))
     images = digits[1][0][:8]
     np.testing.assert_allclose(plain(images), model(images, training=False), atol=1e-5)
     assert ranges["input"] == pytest.approx((-128 / 127.5, 127 / 127.5))  # zero is a step
     assert ranges["Conv"] == pytest.approx((0.0, 6.0))
     names = {layer.name for layer in model.layers if type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "Add")}
     assert names <= set(ranges)
+    assert len(kernels) == sum("Conv2D" in type(layer).__name__ for layer in model.layers)
 
 
 def test_fit_moves_weights_statistics_and_ranges(aware):
@@ -127,6 +129,7 @@ def test_the_int8_file_computes_what_was_simulated(aware, digits, tmp_path):
     images = digits[1][0][:100]
     report = export_litert(made, tmp_path / "m.tflite", "int8", photos=images)
     assert report.top1 > 0.95
+    np.testing.assert_array_equal(made.predict(images, verbose=0), made(images, training=False))  # graph and eager
     assert set(report.operators) == {"QUANTIZE", "CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN", "RESHAPE"}
     assert_same(made, tmp_path / "m.tflite", images, report.outputs[0].scale)
 
@@ -237,7 +240,7 @@ def test_on_a_real_task_it_is_as_good_as_quantising_afterwards(digits, tmp_path)
     (images, labels), (test_images, test_labels) = digits
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = network(activation=None)
-    model.compile(keras.optimizers.Adam(2e-3), loss)
+    model.compile(keras.optimizers.Adam(2e-3), loss, jit_compile=False)  # XLA takes its time to compile
     model.fit(images, labels, batch_size=64, epochs=12, verbose=0)
     made = quantization_aware(model)
     made.compile(keras.optimizers.Adam(2e-4), loss)

@@ -14,7 +14,15 @@ from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, r
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.equalization import equalize
 from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
-from mnv2_keras.export.quantization import FIXED, INPUT_TYPES, SAME_SCALE, activation_scheme, quantize_int8
+from mnv2_keras.export.quantization import (
+    FIXED,
+    INPUT_TYPES,
+    KERNEL_AXIS,
+    SAME_SCALE,
+    Kernel,
+    activation_scheme,
+    quantize_int8,
+)
 from mnv2_keras.export.report import ExportReport, inspect_litert
 from mnv2_keras.export.rounding import learned_kernels
 from mnv2_keras.export.statistics import collect
@@ -81,7 +89,7 @@ def export_litert(
         OSError: the file cannot be written. In no case is there half a file.
     """
     start = time.perf_counter()
-    source = model
+    source, kernels = model, []
     if _is_simulated(model):
         from mnv2_keras.export.simulation import plain_model
 
@@ -89,7 +97,7 @@ def export_litert(
             raise ValueError(
                 f"{model.name!r} was trained for int8: export it with precision='int8', not {precision!r}."
             )
-        model, learned = plain_model(model)
+        model, learned, kernels = plain_model(model)
         ranges = learned if ranges is None else ranges
     path = Path(path).expanduser()
     _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges)
@@ -125,6 +133,7 @@ def export_litert(
             input_type or "uint8",
             output_type,
             ranges,
+            kernels,
             refine,
             report,
             say,
@@ -199,6 +208,7 @@ def _int8(
     input_type: str,
     output_type: str | None,
     ranges: Mapping[str, tuple[float, float]] | None,
+    kernels: Sequence[Kernel],
     refine: Sequence[str],
     report: ExportReport,
     say: Progress,
@@ -206,7 +216,8 @@ def _int8(
     """(the int8 file, the float file it was made from)."""
     if ranges is not None:
         file = TfliteFile(content)
-        return quantize_int8(content, _ordered_ranges(file, ranges), None, input_type, output_type), content
+        chosen = _ordered_kernels(file, kernels) if kernels else None
+        return quantize_int8(content, _ordered_ranges(file, ranges), chosen, input_type, output_type), content
     images = varied(known.images, value_range)
     if len(known.images) < ENOUGH:
         report.warnings.append(_thin_warning(content, known.images, len(images)))
@@ -215,14 +226,14 @@ def _int8(
     learn = "round" in refine or "correct" in refine
     statistics = collect(content, _counted(images, "calibrating", say), with_inputs=learn)
     observed = statistics.ranges() | {int(t): value_range for t in TfliteFile(content).graph.inputs}
-    kernels = None
+    chosen = None
     if learn:
         say("rounding", 0, None)
         scheme = activation_scheme(TfliteFile(content), observed)
-        kernels = learned_kernels(
+        chosen = learned_kernels(
             content, statistics, scheme, compensate="round" in refine, correct_bias="correct" in refine
         )
-    return quantize_int8(content, observed, kernels, input_type, output_type), content
+    return quantize_int8(content, observed, chosen, input_type, output_type), content
 
 
 def _counted(images: list[np.ndarray], what: str, say: Progress):
@@ -254,6 +265,14 @@ def _ordered_ranges(file: TfliteFile, ranges: Mapping[str, tuple[float, float]])
             else:
                 found[t] = (0.0, 1.0) if kind in FIXED else next(given)
     return found
+
+
+def _ordered_kernels(file: TfliteFile, kernels: Sequence[Kernel]) -> dict[int, Kernel]:
+    """Kernels by tensor index, one for each operator that has one, in network order."""
+    sources = [
+        int(o.inputs[1]) for o, kind in zip(file.graph.operators, file.kinds, strict=True) if kind in KERNEL_AXIS
+    ]
+    return dict(zip(sources, kernels, strict=True))
 
 
 def _thin_warning(content: bytes, images: list[np.ndarray], seen: int) -> str:

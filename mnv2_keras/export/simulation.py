@@ -6,7 +6,9 @@ training used (arXiv:1806.08342, section 3.2.2): the kernel is rounded as infere
 statistics, and its output brought to the batch's.
 
 In inference the layers compute with whole numbers, step for step what LiteRT's XNNPACK delegate does with the exported file.
-Float32 holds these numbers exactly (sums stay below 2^24), so that the two give the same stored values.
+Float32 holds these numbers exactly (sums stay below 2^24), so that the two give the same stored values. Divisions by constants and
+by square roots are written as products: TensorFlow's graphs would make them such, its eager mode would not, and a last bit can move
+a number a step.
 
 Simulated layers hand on (tensor, step): the values and the size of the step they lie on, a scalar.
 """
@@ -15,12 +17,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from mnv2_keras.export.quantization import Affine
+from mnv2_keras.export.quantization import Affine, Kernel
 
 _PACKAGE = "mnv2_keras"
 _LOWEST, _HIGHEST = -128, 127  # of int8
 _LARGEST = 127  # of a kernel
-#: A channel this far below the largest of its kernel is dead, as `quantization.kernel_scale` has it.
+#: A channel this far below the largest of its kernel is dead: some published stems have such, near 1e-21.
 _DEAD = 1e-8
 
 
@@ -47,7 +49,9 @@ class Range:
     @property
     def step(self):
         """Size of a step, a scalar tensor."""
-        return (self.high - self.low) / (_HIGHEST - _LOWEST)
+        return (self.high - self.low) * (
+            1 / (_HIGHEST - _LOWEST)
+        )  # TensorFlow's graphs divide so, its eager mode does not
 
     def limits(self):
         """(lowest, highest) number of steps: zero is one of them."""
@@ -127,6 +131,8 @@ class _Ranged(layers.Layer):
     def __init__(self, range_momentum: float = 0.99, **options):
         super().__init__(**options)
         self.range_momentum = range_momentum
+        # XLA rearranges more, and is slow on CPUs. Keras then goes without.
+        self.supports_jit = False
 
     def build(self, input_shape):
         """Make the range's variables."""
@@ -261,18 +267,18 @@ class SimulatedConvolution(_Ranged):
         """(kernel, bias) with the moving statistics in them."""
         if self.batch_norm is None:
             return ops.convert_to_tensor(self.kernel), ops.convert_to_tensor(self.bias)
-        factor = self.gamma / ops.sqrt(self.moving_variance + self.batch_norm[1])
+        factor = self.gamma * ops.rsqrt(self.moving_variance + self.batch_norm[1])
         return self.kernel * self._each(factor), self.beta - self.moving_mean * factor
 
-    def _steps(self, kernel, bias, step):
-        """Sizes of the steps of each output channel's kernel, those of `quantization.kernel_scale`."""
+    def _stored(self, x_step):
+        """(kernel and bias in whole numbers, sizes of the steps of each output channel's kernel)."""
+        kernel, bias = self._folded()
         largest = self._largest(kernel)
-        alive = largest > _DEAD * ops.max(largest)
-        # A dead channel, whose bias would not go into int32, takes the median of the others.
-        ordered, last = ops.sort(ops.where(alive, largest, np.inf)), ops.sum(ops.cast(alive, "int32")) - 1
-        middle = ops.mean(ops.take(ordered, ops.maximum(ops.stack([last // 2, (last + 1) // 2]), 0)))
-        middle = ops.where(last < 0, float(_LARGEST), middle)
-        return ops.maximum(ops.where(alive, largest, middle) / _LARGEST, ops.abs(bias) / (step * 2.0**30))
+        # The bias of a dead channel would not go into int32 at its own scale.
+        alive = ops.maximum(ops.where(largest > _DEAD * ops.max(largest), largest, ops.max(largest)), 1e-6)
+        steps = ops.maximum(alive * (1 / _LARGEST), ops.abs(bias) / (x_step * 2.0**30))
+        stored = ops.clip(ops.round(kernel / self._each(steps)), -_LARGEST, _LARGEST)
+        return stored, ops.round(bias / (x_step * steps)), steps
 
     def _trained(self, x):
         """The output before it is rounded, as training sees it: float, gradients pass."""
@@ -296,28 +302,28 @@ class SimulatedConvolution(_Ranged):
         x, x_step = inputs
         if training:
             return self.range.follow(self._trained(x)), self.range.step
-        kernel, bias = self._folded()
-        steps = self._steps(kernel, bias, x_step)
-        stored = ops.clip(ops.round(kernel / self._each(steps)), -_LARGEST, _LARGEST)
-        products = x_step * steps
-        total = ops.cast(self._convolve(_steps_of(x, x_step), stored), "int32")
-        total = ops.cast(total + ops.cast(ops.round(bias / products), "int32"), "float32")
-        y = total * (products / self.range.step)
+        kernel, bias, steps = self._stored(x_step)
+        total = ops.cast(self._convolve(_steps_of(x, x_step), kernel), "int32") + ops.cast(bias, "int32")
+        y = ops.cast(total, "float32") * (x_step * steps / self.range.step)
         if self.activation:
             y = ops.maximum(y, 0)
         if self.activation == "relu6":
             y = ops.minimum(y, ops.round(6 / self.range.step))
         return self.range.round(y), self.range.step
 
-    def folded(self, step):
-        """(kernel, bias) as inference uses them; arrays, the bias in its steps, the kernel not yet.
+    def folded(self) -> list:
+        """[kernel, bias] with the moving statistics in them, before rounding; arrays."""
+        return [ops.convert_to_numpy(each) for each in self._folded()]
+
+    def stored(self, x_step) -> Kernel:
+        """The kernel and bias that inference uses, in the file's layout.
 
         Args:
-            step: of the input.
+            x_step: step of the input.
         """
-        kernel, bias = self._folded()
-        products = step * self._steps(kernel, bias, step)
-        return ops.convert_to_numpy(kernel), ops.convert_to_numpy(ops.round(bias / products) * products)
+        kernel, bias, steps = map(ops.convert_to_numpy, self._stored(x_step))
+        bias = bias * np.float32(x_step) * steps
+        return Kernel(kernel.transpose(3, 0, 1, 2).astype(np.int8), steps, bias)
 
     def get_config(self):
         """The arguments."""
@@ -448,8 +454,8 @@ def _copy_weights(fresh: SimulatedConvolution, convolution, norm) -> None:
         getattr(fresh, name).assign(getattr(norm, name))
 
 
-def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float, float]]]:
-    """(the same network without simulation, ranges of its tensors by layer name), as `export_litert` needs them.
+def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float, float]], list[Kernel]]:
+    """(the same network without simulation, ranges of its tensors by layer name, its kernels in network order).
 
     Convolutions carry their folded batch norms as biases.
     """
@@ -497,6 +503,6 @@ def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float,
         outputs[0] if len(outputs) == 1 else outputs,
         name=model.name.removesuffix("-int8"),
     )
-    for fresh, layer, source in copies:
-        fresh.set_weights(layer.folded(source.step))
-    return plain, ranges
+    for fresh, layer, _ in copies:
+        fresh.set_weights(layer.folded())
+    return plain, ranges, [layer.stored(source.step) for _, layer, source in copies]
