@@ -17,7 +17,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered -m "not slow and not backends and not ray"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not backends and not ray"
 
 test-backends: $(VENV)/.installed-backends
 	$(BIN)/python -m pytest -m backends
