@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/mnv2 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered -m "not slow and not backends and not ray"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95 -m "not slow and not backends and not ray"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not backends and not ray"
