@@ -109,6 +109,7 @@ def show(result) -> None:
 
 
 def describe_end(end) -> str:
+    """An input or output of a file in one line: name, shape, type, and what its stored numbers mean."""
     sides = " x ".join("any" if side < 0 else str(side) for side in end.shape)
     scale = "" if end.scale is None else f", real = {end.scale:.6g} * (stored - {end.zero_point})"
     return f"{end.name}: {sides}, {end.dtype}{scale}"

@@ -123,6 +123,22 @@ _COCO_KEYS = {
 }
 
 
+def read_json(path, kind: str):
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {kind} file {path}: check the path.")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}): make, copy or download it again.") from error
+
+
 def coco_document(path) -> dict:
     """A COCO detection file, checked as far as it is used.
 
@@ -130,13 +146,7 @@ def coco_document(path) -> dict:
         FileNotFoundError: no such file.
         ValueError: it is no JSON, or lacks something; the message says what.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no annotation file {path}: check the path.")
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}): copy or download it again.") from error
+    document = read_json(path, "annotation")
     for part, keys in _COCO_KEYS.items():
         rows = document.get(part) if isinstance(document, dict) else None
         if not isinstance(rows, list):

@@ -2,15 +2,13 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.data.detection import DetectionData, coco_document
+from mnv2_keras.data.detection import DetectionData, coco_document, read_json
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 
 #: The twelve numbers of `COCOeval.summarize`, in its order.
@@ -85,18 +83,12 @@ def _annotation(number: int, row: dict) -> dict:
 def _results(results) -> list[dict]:
     if isinstance(results, list):
         return results
-    path = Path(results)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no results file {path}: check the path.")
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}): write or copy it again.") from error
+    rows = read_json(results, "results")
     keys = ("image_id", "category_id", "bbox", "score")
     if not isinstance(rows, list) or any(
         not isinstance(row, dict) or any(key not in row for key in keys) for row in rows
     ):
-        raise ValueError(f"{path} is no COCO results file: expected a list of {{{', '.join(keys)}}}.")
+        raise ValueError(f"{results} is no COCO results file: expected a list of {{{', '.join(keys)}}}.")
     return rows
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.images import read_image
+from mnv2_keras.inference.streaming import one_by_one
 from mnv2_keras.labels import coco_labels
 
 #: Colours of the classes, in turns; all of them bear black letters.
@@ -158,13 +159,7 @@ class Detector:
             photos: paths or arrays.
             skip_broken: give the error in place of the result for a photo that cannot be used, and go on; otherwise raise.
         """
-        for photo in photos:
-            try:
-                yield self.detect(photo)
-            except (ValueError, OSError) as error:
-                if not skip_broken:
-                    raise
-                yield error
+        return one_by_one(self.detect, photos, skip_broken)
 
 
 def _labels(labels, weights, classes: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.images import read_image
+from mnv2_keras.inference.streaming import one_by_one
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo, voc_palette
 
@@ -157,13 +158,7 @@ class Segmenter:
             photos: paths or arrays.
             skip_broken: give the error in place of the result for a photo that cannot be used, and go on; otherwise raise.
         """
-        for photo in photos:
-            try:
-                yield self.segment(photo)
-            except (ValueError, OSError) as error:
-                if not skip_broken:
-                    raise
-                yield error
+        return one_by_one(self.segment, photos, skip_broken)
 
 
 def _names(classes: int) -> tuple[str, ...]:

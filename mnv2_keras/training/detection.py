@@ -83,8 +83,8 @@ PAPER = DetectionRecipe(
     decay="staircase",
     decay_steps=800_720,
 )
-#: Drawn shapes on a trained classifier's backbone: `mnv2 train detection --shapes --weights imagenet`, a quarter of an hour on
-#: two cores; docs/detection.md has its curve. From scratch the same takes many times as long.
+#: Drawn shapes on a trained classifier's backbone: `mnv2 train detection --shapes --weights imagenet`, eleven minutes on two
+#: cores; docs/detection.md has its curve. From scratch the same takes many times as long.
 SHAPES = DetectionRecipe(
     alpha=1.0,
     side=96,
