@@ -101,7 +101,7 @@ def main() -> None:
     ]
     alone = {
         "mnv2 --help, whole process": whole_process(
-            "from mnv2_keras.cli.main import app; app(['--help'], standalone_mode=False)"
+            "from mnv2_keras.cli.main import command_line; command_line()(['--help'], standalone_mode=False)"
         )
     }
     if arguments.archive:

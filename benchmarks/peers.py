@@ -1,9 +1,12 @@
 """MobileNetV2 1.0 at 224 px beside its peers, on one machine, in one run: `python benchmarks/peers.py WEIGHTS`.
 
-Every contender is called once a round, in turns, so that a busy moment meets all of them; what is reported is the median, the
-middle half, and the median of the ratios to this package's `Classifier` within a round. Contenders whose packages are not
-installed are left out and named. All have the same weights where they can: Keras Applications takes them layer by layer, the
-PyTorch network below as well, ONNX Runtime runs that network exported; OpenVINO and LiteRT read our file.
+Each round calls every contender, in an order drawn anew, so that a busy moment meets all of them and none has always the same
+one before it. A turn is a pause, in which the threads of the one before fall asleep (OpenMP's spin for a fifth of a second), a
+call that wakes its own and brings its weights into the processor's cache, and three calls of which the median counts. What is
+reported is the median of the rounds, their middle half, and the median of the ratios to this package's `Classifier` within a
+round. Contenders whose packages are not installed are left out and named. All have the same weights where they can: Keras
+Applications takes them layer by layer, the PyTorch network below as well, ONNX Runtime runs that network exported; OpenVINO and
+LiteRT read our file.
 
 The limit: a float32 product of large matrices in the same rounds says what the machine can multiply at best; 0.60 GFLOP an
 image cannot take less than that allows.
@@ -30,6 +33,8 @@ from mnv2_keras.inference.measuring import prepared_file
 
 #: Floating-point operations of one image: twice the multiply-adds.
 _GFLOP = 0.6016
+#: Seconds.
+_PAUSE = 0.25
 
 
 class Contenders:
@@ -357,13 +362,36 @@ def run(calls: dict[str, Callable], rounds: int) -> dict[str, np.ndarray]:
         for _ in range(3):
             call()
     taken = {name: np.empty(rounds) for name in calls}
+    order = list(calls)
+    random = np.random.default_rng(0)
     for i in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            result = call()
-            spent = result if name == "machine" else time.perf_counter() - start
-            taken[name][i] = spent * 1e3
+        random.shuffle(order)
+        for name in order:
+            call = calls[name]
+            time.sleep(_PAUSE)
+            call()
+            spent = []
+            for _ in range(3):
+                start = time.perf_counter()
+                result = call()
+                spent.append(result if name == "machine" else time.perf_counter() - start)
+            taken[name][i] = np.median(spent) * 1e3
     return taken
+
+
+def draw(rows: list[tuple], path: Path) -> None:
+    """Medians as bars with the middle half of the rounds, the fastest on top."""
+    from matplotlib.figure import Figure
+
+    rows = sorted(rows, key=lambda row: -row[1])
+    names, medians, lows, highs = ([row[i] for row in rows] for i in range(4))
+    figure = Figure((8, 0.32 * len(rows) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["tab:orange" if name.startswith("classifier") else "tab:blue" for name in names]
+    spread = np.abs(np.array([lows, highs]) - medians)
+    axes.barh(names, medians, xerr=spread, color=colours, ecolor="black", capsize=2)
+    axes.set(xscale="log", xlabel="milliseconds for one image, MobileNetV2 1.0 at 224 px")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -371,9 +399,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="archive or checkpoint of alpha 1.0, 224 px")
     parser.add_argument("--only", nargs="*", default=NAMES, help="contenders; all that are installed otherwise")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("-o", "--output", type=Path, help="CSV file")
+    parser.add_argument("--plot", type=Path, help="PNG file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Contenders(arguments.weights, Path(folder), arguments.threads)
@@ -391,6 +420,8 @@ def main() -> None:
         ratio = float(np.median(times / base)) if base is not None else float("nan")
         rows.append((name, median, low, high, ratio))
         print(f"{name:28s} {median:8.2f} ms  ({low:.2f} to {high:.2f})  {ratio:6.2f} x Classifier")
+    if arguments.plot:
+        draw(rows, arguments.plot)
     if arguments.output:
         packages = [
             name for name in ("numpy", "tensorflow", "keras", "torch", "onnxruntime", "openvino") if name in sys.modules

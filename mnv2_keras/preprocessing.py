@@ -15,7 +15,7 @@ import numpy as np
 
 from mnv2_keras.images import ImageSource, read_image
 
-_BAND = 8  # output rows or columns of one matrix product: long enough for BLAS, short enough to hold few zeros
+_BAND = 16  # output rows or columns of one matrix product: long enough for BLAS, short enough to hold few zeros
 
 
 def preprocess_image(image, size: int | tuple[int, int] = (224, 224), *, central_fraction: float = 0.875):

@@ -15,7 +15,7 @@ COMMANDS = ("list", "fetch", "convert", "verify", "predict", "summary", "demo")
 def run(monkeypatch, *arguments):
     """Run `mnv2` in this process."""
     monkeypatch.setattr("mnv2_keras.cli.screen.out.width", 200, raising=False)
-    return CliRunner().invoke(main.app, [str(each) for each in arguments])
+    return CliRunner().invoke(main.command_line(), [str(each) for each in arguments])
 
 
 def mnv2(capsys, monkeypatch, *arguments):
@@ -33,7 +33,7 @@ import sys
 from mnv2_keras.cli import main
 for arguments in (["--help"], ["list", "--json"], ["summary", "--json"]):
     try:
-        main.app(arguments)
+        main.command_line()(arguments)
     except SystemExit as done:
         assert not done.code, arguments
 heavy = {"tensorflow", "keras", "tensorflow_datasets", "matplotlib"} & set(sys.modules)

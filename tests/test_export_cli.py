@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mnv2_keras.cli.main import app
+from mnv2_keras.cli.main import command_line
 from mnv2_keras.inference import measuring
 
 
@@ -43,7 +43,7 @@ def exported(weights, photos, tmp_path_factory):
         str(photos),
     ]
     result = CliRunner().invoke(
-        app, [*arguments, "--output-type", "float32", "--report", str(folder / "r.json"), "--layers"]
+        command_line(), [*arguments, "--output-type", "float32", "--report", str(folder / "r.json"), "--layers"]
     )
     assert result.exit_code == 0, result.output
     return folder, result
@@ -63,20 +63,22 @@ def test_export_prints_and_writes_a_report(exported):
 
 def test_inspect(exported, testdata):
     folder, _ = exported
-    result = CliRunner().invoke(app, ["inspect", str(folder / "m.tflite")])
+    result = CliRunner().invoke(command_line(), ["inspect", str(folder / "m.tflite")])
     assert result.exit_code == 0
     for words in ("36 CONV_2D", "(pixel - 127.5) / 127.5", "Apache", "bytes at least"):
         assert words in result.output
-    result = CliRunner().invoke(app, ["inspect", str(folder / "m.tflite"), "--json"])
+    result = CliRunner().invoke(command_line(), ["inspect", str(folder / "m.tflite"), "--json"])
     about = json.loads(result.output)
     assert about["inputs"][0]["dtype"] == "uint8"
     assert about["outputs"][0]["dtype"] == "float32"
-    theirs = CliRunner().invoke(app, ["inspect", str(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")])
+    theirs = CliRunner().invoke(
+        command_line(), ["inspect", str(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")]
+    )
     assert "ImageClassifier" in theirs.output
 
 
 def test_inspect_of_what_is_none(tmp_path):
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "none.tflite")])
+    result = CliRunner().invoke(command_line(), ["inspect", str(tmp_path / "none.tflite")])
     assert isinstance(result.exception, FileNotFoundError)
 
 
@@ -85,7 +87,7 @@ def test_predict_writes_results(exported, photos, tmp_path, suffix):
     folder, _ = exported
     output = tmp_path / f"results{suffix}"
     arguments = ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--top", "2", "-o", str(output)]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(command_line(), arguments)
     assert result.exit_code == 1  # one photo is broken
     assert "broken.jpg" in result.output
     if suffix == ".jsonl":
@@ -107,16 +109,20 @@ def test_predict_writes_results(exported, photos, tmp_path, suffix):
 def test_predict_to_the_terminal(exported, photos):
     folder, _ = exported
     good = str(photos / "0.png")
-    result = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite")])
+    result = CliRunner().invoke(command_line(), ["predict", good, "--weights", str(folder / "m.tflite")])
     assert result.exit_code == 0
     assert "class 3" in result.output
-    result = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite"), "--json"])
+    result = CliRunner().invoke(command_line(), ["predict", good, "--weights", str(folder / "m.tflite"), "--json"])
     assert len(json.loads(result.output)[0]["predictions"]) == 5
     many = ["predict", *[good] * 25, "--weights", str(folder / "m.tflite"), "--json"]
-    assert len(json.loads(CliRunner().invoke(app, many).stdout)) == 25
-    strict = CliRunner().invoke(app, ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--strict"])
+    assert len(json.loads(CliRunner().invoke(command_line(), many).stdout)) == 25
+    strict = CliRunner().invoke(
+        command_line(), ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--strict"]
+    )
     assert isinstance(strict.exception, ValueError)
-    wrong = CliRunner().invoke(app, ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"])
+    wrong = CliRunner().invoke(
+        command_line(), ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"]
+    )
     assert "choose a name that ends so" in str(wrong.exception)
 
 
@@ -125,7 +131,7 @@ def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
     arguments = ["bench", str(weights), "--rounds", "3", "--threads", "1", "-o", str(output), "--plot", str(plot)]
     for variant in ("litert float32", "litert int8", "keras float32"):
         arguments += ["--variant", variant]
-    result = CliRunner().invoke(app, [*arguments, "--no-cold"])
+    result = CliRunner().invoke(command_line(), [*arguments, "--no-cold"])
     assert result.exit_code == 0, result.exception
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [(row["engine"], row["precision"]) for row in rows] == [
@@ -136,7 +142,9 @@ def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
     assert all(0 < float(row["p50_ms"]) <= float(row["p90_ms"]) <= float(row["p99_ms"]) for row in rows)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     # The file is in the cache now: a cold start of a process of its own, without TensorFlow.
-    result = CliRunner().invoke(app, ["bench", str(weights), "--rounds", "1", "--variant", "litert float32", "--json"])
+    result = CliRunner().invoke(
+        command_line(), ["bench", str(weights), "--rounds", "1", "--variant", "litert float32", "--json"]
+    )
     measured = json.loads(result.stdout)
     assert all(each["memory_mb"] < 250 for each in measured)
     assert all(each["cold_start_s"] > 0 for each in measured)

@@ -1,10 +1,15 @@
 """Google's quantised classifier as a Keras model: the same top-1 as the genuine program on every photo."""
 
+import tarfile
+
 import numpy as np
 import pytest
 
-from mnv2_keras import convert_checkpoint, preprocess_image
+from mnv2_keras import build_mobilenetv2, convert_checkpoint, preprocess_image
+from mnv2_keras.convert.checkpoint import open_checkpoint, write_checkpoint
+from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.sources.quantised import read_quantised
+from mnv2_keras.models.conversion import open_model
 
 #: From the goldens' own description: photo to top-1.
 TOP_1 = {"cat.bmp": 286, "bird.bmp": 20, "hot_dog.jpg": 935, "grace_hopper.bmp": 653, "dog_segmentation.bmp": 259}
@@ -20,6 +25,32 @@ def test_classifier(testdata):
     assert (without.argmax(-1) + 1).tolist() == list(TOP_1.values())
     with pytest.raises(ValueError, match="holds 1001 classes: another number needs a new head"):
         convert_checkpoint(path, classes=7)
+
+
+def test_an_archive_that_has_nothing_else(testdata, tmp_path):
+    path = testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite"
+    archive = tmp_path / "quantized_v2_224_100.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(path, "v2_224_100/model.tflite")
+    with open_checkpoint(archive) as checkpoint:
+        assert checkpoint.resolution == 224
+        assert list(checkpoint.sha256) == ["model.tflite"]
+    for ours, known in zip(convert_checkpoint(archive).weights, convert_checkpoint(path).weights, strict=True):
+        np.testing.assert_array_equal(ours, known)
+
+
+def test_a_checkpoint_of_quantised_training(tmp_path):
+    """`tf.contrib.quantize` keeps the ranges it learnt beside the network's own variables."""
+    model = build_mobilenetv2(0.35, (32, 32, 3), classes=3)
+    arrays = {name: np.asarray(variable) for name, variable in variables(model).items()}
+    scope = "MobilenetV2/Conv/act_quant"
+    ranges = [f"{scope}/min", f"{scope}/max", f"{scope}/{scope}/max/biased", f"{scope}/{scope}/max/local_step"]
+    ranges += ["MobilenetV2/Conv/weights_quant/min", "MobilenetV2/expanded_conv_2/post_activation_bypass_quant/max"]
+    write_checkpoint(arrays | dict.fromkeys(ranges, np.float32(6)), tmp_path / "model.ckpt")
+    again, transfer = open_model(tmp_path / "model.ckpt", size=(32, 32))
+    for ours, known in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ours, known)
+    assert {name: transfer.left_out[name] for name in ranges} == dict.fromkeys(ranges, "ranges of quantised training")
 
 
 def test_what_is_read(testdata, tmp_path):

@@ -48,7 +48,7 @@ def aware(digits):
     """Trained a few steps, so that its ranges and statistics have moved."""
     import keras
 
-    from mnv2_keras.export.simulation import quantization_aware
+    from mnv2_keras.export.quantization_aware import quantization_aware
 
     model = network(activation=None)
     rng = np.random.default_rng(1)
@@ -72,7 +72,7 @@ def aware(digits):
 
 
 def test_it_is_the_same_network_before_any_rounding_matters(digits):
-    from mnv2_keras.export.simulation import plain_model, quantization_aware
+    from mnv2_keras.export.quantization_aware import plain_model, quantization_aware
 
     model = network()
     plain, ranges, kernels = plain_model(quantization_aware(model))
@@ -146,7 +146,7 @@ def test_so_it_does_at_odd_sizes_and_with_what_mobilenet_has_not(tmp_path):
     import keras
     from keras import layers
 
-    from mnv2_keras.export.simulation import quantization_aware
+    from mnv2_keras.export.quantization_aware import quantization_aware
 
     keras.utils.set_random_seed(1)
     image = keras.Input((27, 19, 3))
@@ -218,7 +218,7 @@ def test_it_goes_to_int8_only(aware, tmp_path):
 def test_layers_it_does_not_know_are_named():
     import keras
 
-    from mnv2_keras.export.simulation import quantization_aware
+    from mnv2_keras.export.quantization_aware import quantization_aware
     from mnv2_keras.models.classifier import build_mobilenetv2
 
     with pytest.raises(ValueError, match="GroupNormalization"):
@@ -235,7 +235,7 @@ def test_layers_it_does_not_know_are_named():
 def test_on_a_real_task_it_is_as_good_as_quantising_afterwards(digits, tmp_path):
     import keras
 
-    from mnv2_keras.export.simulation import quantization_aware
+    from mnv2_keras.export.quantization_aware import quantization_aware
 
     (images, labels), (test_images, test_labels) = digits
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

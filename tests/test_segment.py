@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2
-from mnv2_keras.cli.main import app
+from mnv2_keras.cli.main import command_line
 from mnv2_keras.cli.segment import free_names, numbers
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
@@ -236,7 +236,7 @@ def test_mnv2_segment(small_file, tmp_path, testdata):
     (photos / "b2.jpg").write_bytes(b"broken")
     output = tmp_path / "out"
     arguments = ["segment", str(photos), "-o", str(output), "--weights", str(small_file)]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
+    result = CliRunner().invoke(command_line(), [*arguments, "--json"])
     assert result.exit_code == 1
     assert "b2.jpg" in result.stderr
     found = json.loads(result.stdout)
@@ -250,7 +250,7 @@ def test_mnv2_segment(small_file, tmp_path, testdata):
         with Image.open(each["picture"]) as picture:
             assert picture.width == 3 * each["width"]
     (photos / "b2.jpg").unlink()
-    result = CliRunner().invoke(app, [*arguments, "--scales", "0.75,1", "--flip"])
+    result = CliRunner().invoke(command_line(), [*arguments, "--scales", "0.75,1", "--flip"])
     assert result.exit_code == 0
     assert "b.png" in result.stdout
 
@@ -258,7 +258,7 @@ def test_mnv2_segment(small_file, tmp_path, testdata):
 def test_mnv2_segment_without_photos(small_file, tmp_path):
     (tmp_path / "empty").mkdir()
     arguments = ["segment", str(tmp_path / "empty"), "-o", str(tmp_path / "out"), "--weights", str(small_file)]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(command_line(), arguments)
     assert isinstance(result.exception, ValueError)
     assert "holds no images" in str(result.exception)
     assert not (tmp_path / "out").exists()

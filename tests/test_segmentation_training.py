@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mnv2_keras import build_deeplabv3_mobilenetv2
-from mnv2_keras.cli.main import app
+from mnv2_keras.cli.main import command_line
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.data.segmentation import (
@@ -247,12 +247,14 @@ def test_commands(folder, tmp_path):
     model = tmp_path / "model.keras"
     sources = ["--photos", str(folder / "photos"), "--masks", str(folder / "masks")]
     command = ["train", "segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.35", "--crop", "33"]
-    result = CliRunner().invoke(app, [*command, *sources, "--steps", "2", "--batch", "1", "--freeze-batch-norm"])
+    result = CliRunner().invoke(
+        command_line(), [*command, *sources, "--steps", "2", "--batch", "1", "--freeze-batch-norm"]
+    )
     assert result.exit_code == 0, result.output
     assert model.exists()
     plot = tmp_path / "confusion.png"
     command = ["evaluate", "segmentation", str(model), *sources, "--plot", str(plot)]
-    result = CliRunner().invoke(app, [*command, "--json"])
+    result = CliRunner().invoke(command_line(), [*command, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["photos"] == 3
@@ -260,9 +262,9 @@ def test_commands(folder, tmp_path):
     assert 0 <= found["mean_iou"] <= 1
     with Image.open(plot) as image:
         assert image.size[0] > 300
-    result = CliRunner().invoke(app, command)
+    result = CliRunner().invoke(command_line(), command)
     assert "mean IoU" in result.stdout
     for bad in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
-        result = CliRunner().invoke(app, ["evaluate", "segmentation", str(model), *bad])
+        result = CliRunner().invoke(command_line(), ["evaluate", "segmentation", str(model), *bad])
         assert isinstance(result.exception, ValueError)
         assert "Name one source" in str(result.exception)

@@ -39,7 +39,7 @@ def evaluate(
     if results is not None:
         if annotations is None or tfds or shapes:
             raise ValueError("--results goes with --annotations FILE, the COCO JSON they belong to, and no other data.")
-        from mnv2_keras.evaluation.detection import evaluate_coco
+        from mnv2_keras.evaluation.coco import evaluate_coco
 
         metrics = evaluate_coco(annotations, results, limit=limit)
     else:
@@ -105,9 +105,9 @@ def train(
         from mnv2_keras.data.detection import detection_batches
         from mnv2_keras.evaluation.detection import evaluate_detector
         from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2
+        from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.detection import RECIPES, train_detector
         from mnv2_keras.training.detection_augmentation import augmentation
-        from mnv2_keras.training.detection_plots import plot_training
         from mnv2_keras.weights import save_model
 
         recipe = recipe or ("shapes" if shapes else "paper")

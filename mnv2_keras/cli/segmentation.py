@@ -86,6 +86,7 @@ def train(
     batch: Annotated[int | None, typer.Option(min=1, help="Crops in a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.")] = None,
     freeze_batch_norm: Annotated[bool, typer.Option("--freeze-batch-norm", help="Keep the batch norms.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the training into this PNG.")] = None,
 ) -> None:
     """Train a segmenter with DeepLab's published recipe, or on drawn shapes in minutes.
 
@@ -102,7 +103,9 @@ def train(
     with working("building"):
         import keras
 
+        from mnv2_keras.evaluation.segmentation import evaluate_model
         from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
+        from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
         from mnv2_keras.weights import save_model
 
@@ -120,17 +123,29 @@ def train(
         )
     from rich.progress import Progress
 
-    rounds = min(20, recipe.steps)
+    rounds, rows = min(10, recipe.steps), []
+    held_out = _pairs(None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("training", total=rounds)
-        told = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: progress.update(
-                bar, completed=epoch + 1, description=f"training, loss {logs['loss']:.3f}"
-            )
-        )
-        losses = train_segmenter(model, pairs, recipe, callbacks=[told], rounds=rounds)
+
+        def told(epoch, logs):
+            row = {"step": (epoch + 1) * (recipe.steps // rounds), "loss": logs["loss"]}
+            if held_out:
+                row["mean_iou"] = evaluate_model(model, held_out).mean_iou
+            rows.append(row)
+            words = "".join(f", {name} {value:.3f}" for name, value in row.items() if name != "step")
+            progress.update(bar, completed=epoch + 1, description=f"training{words}")
+
+        callback = keras.callbacks.LambdaCallback(on_epoch_end=told)
+        train_segmenter(model, pairs, recipe, callbacks=[callback], rounds=rounds)
     path = save_model(model, output)
-    out.print(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {recipe.steps} steps; written: {path}", highlight=False)
+    if plot:
+        plot_training(rows, plot)
+    ending = f"; mean IoU {rows[-1]['mean_iou']:.4f} on {len(held_out)} held-out pictures" if held_out else ""
+    out.print(
+        f"loss {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f} in {recipe.steps} steps{ending}; written: {path}",
+        highlight=False,
+    )
 
 
 def _pairs(photos, masks, tfds, split, shapes, classes, side=65, held_out=False):

@@ -65,6 +65,8 @@ def _side(name: str, shapes: Mapping) -> str | None:
         return "moving averages" if leaf == AVERAGE else "optimiser slots"
     if name == "global_step" or leaf.endswith(("_power", "iterations", "learning_rate")) or name == "save_counter":
         return "counters"
+    if any(scope.endswith("_quant") for scope in name.split("/")):
+        return "ranges of quantised training"
     return None
 
 

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +88,7 @@ def sha256_of(path: Path) -> str:
 
 def _wanted(name: str) -> bool:
     """Members worth the disk: variables, graphs, and what names the resolution; never the training graph."""
-    return not name.endswith((".meta", ".tflite", ".pbtxt")) or name.endswith("_eval.pbtxt")
+    return not name.endswith((".meta", ".pbtxt")) or name.endswith("_eval.pbtxt")
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -147,13 +147,14 @@ def _prefix_in(folder: Path, source: Path) -> Path:
     if not found:  # archives may hold one folder
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         found = [prefix for path in inner for prefix in _prefixes(path)]
-    if not found:
-        found = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.endswith(".ckpt")]
+    for suffix in (".ckpt", ".tflite"):  # V1; and what archives of quantised networks may have alone
+        found = found or [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix == suffix]
     if len(found) == 1:
         return found[0]
     if not found:
         raise ValueError(
-            f"{source} holds no checkpoint: expected a `.index` file with its `.data-00000-of-00001`, or a V1 `.ckpt` file."
+            f"{source} holds no checkpoint: expected a `.index` file with its `.data-00000-of-00001`, a V1 `.ckpt` file, or one of "
+            "Google's quantised `.tflite` files."
         )
     names = ", ".join(prefix.name for prefix in found)
     raise ValueError(f"{source} holds {len(found)} checkpoints ({names}): pass the path of the one you mean.")
@@ -167,6 +168,11 @@ def _frozen_graph(folder: Path, prefix: Path) -> Path | None:
 
 
 def _open(prefix: Path, source: Path, folder: Path | None = None) -> Checkpoint:
+    if prefix.suffix == ".tflite":
+        from mnv2_keras.convert.sources.quantised import read_quantised
+
+        arrays = read_quantised(prefix).arrays
+        return replace(Checkpoint.of_arrays(source, arrays), sha256={prefix.name: sha256_of(prefix)})
     import tensorflow as tf
 
     index = Path(f"{prefix}.index")

@@ -91,7 +91,7 @@ def export_litert(
     start = time.perf_counter()
     source, kernels = model, []
     if _is_simulated(model):
-        from mnv2_keras.export.simulation import plain_model
+        from mnv2_keras.export.quantization_aware import plain_model
 
         if precision != "int8":
             raise ValueError(

@@ -231,15 +231,9 @@ class Classifier:
 
     def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
         """As `decode_predictions` decides: best first, the lower index where scores are equal."""
-        if np.isnan(scores).any():
+        if np.isnan(scores.max()):  # NaN wins over every number
             raise ValueError("The scores hold NaN: check the model's weights and the image.")
-        if top < len(scores):
-            # All that can be among the best: more than `top` where scores are equal.
-            least = np.partition(scores, len(scores) - top)[len(scores) - top]
-            candidates = np.flatnonzero(scores >= least)
-        else:
-            candidates = np.arange(len(scores))
-        order = candidates[np.argsort(-scores[candidates], kind="stable")[:top]]
+        order = np.argsort(-scores, kind="stable")[:top]
         return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]
 
 

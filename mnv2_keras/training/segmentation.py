@@ -105,7 +105,9 @@ def compile_segmenter(model: keras.Model, recipe: SegmentationRecipe) -> keras.M
     schedule = keras.optimizers.schedules.PolynomialDecay(
         recipe.learning_rate, recipe.steps, end_learning_rate=0.0, power=recipe.power
     )
-    model.compile(keras.optimizers.SGD(schedule, momentum=recipe.momentum), loss=SegmentationLoss())
+    # XLA would compile for minutes, and convolves more slowly on CPUs.
+    optimizer = keras.optimizers.SGD(schedule, momentum=recipe.momentum)
+    model.compile(optimizer, loss=SegmentationLoss(), jit_compile=False)
     return model
 
 
@@ -141,8 +143,7 @@ def train_segmenter(
         )
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
-    # The twin has the model's variables. XLA would compile for minutes, and convolves more slowly on CPUs.
-    twin = training_twin(model)
+    twin = training_twin(model)  # it has the model's variables
     twin.compile(model.optimizer, loss=SegmentationLoss(), jit_compile=False)
     batches = training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed)
     rounds = min(rounds, recipe.steps)

@@ -1,10 +1,13 @@
-"""Training drawn: the losses, and the precision on held-out images."""
+"""The training of a detector or segmenter drawn: the losses, and what held-out images say."""
 
 from pathlib import Path
 
+_LOSSES = ("loss", "classification", "localization", "l2")
+_JUDGED = {"AP50": "mAP at IoU 0.5", "AP": "COCO AP", "mean_iou": "mean IoU"}
+
 
 def plot_training(rows: list[dict], path: str | Path) -> Path:
-    """A PNG of what `train_detector` returns.
+    """A PNG of the rows of a training: `step`, losses, and figures of held-out images where there are any.
 
     Returns:
         The path.
@@ -16,16 +19,17 @@ def plot_training(rows: list[dict], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
-    judged = [name for name in ("AP50", "AP") if name in rows[0]]
+    judged = [name for name in _JUDGED if name in rows[0]]
     axes = figure.subplots(1, 1 + bool(judged), squeeze=False)[0]
     steps = [row["step"] for row in rows]
-    for name in ("classification", "localization", "l2"):
-        axes[0].plot(steps, [row[name] for row in rows], label=name)
+    for name in _LOSSES:
+        if name in rows[0]:
+            axes[0].plot(steps, [row[name] for row in rows], label=name)
     axes[0].set(xlabel="step", ylabel="loss", yscale="log")
     for name in judged:
-        axes[1].plot(steps, [row[name] for row in rows], label={"AP50": "mAP at IoU 0.5", "AP": "COCO AP"}[name])
+        axes[1].plot(steps, [row[name] for row in rows], label=_JUDGED[name])
     if judged:
-        axes[1].set(xlabel="step", ylabel="held-out precision", ylim=(0, 1))
+        axes[1].set(xlabel="step", ylabel="on held-out images", ylim=(0, 1))
     for each in axes:
         each.grid(alpha=0.3)
         each.legend()
