@@ -391,6 +391,9 @@ def draw(rows: list[tuple], path: Path) -> None:
     spread = np.abs(np.array([lows, highs]) - medians)
     axes.barh(names, medians, xerr=spread, color=colours, ecolor="black", capsize=2)
     axes.set(xscale="log", xlabel="milliseconds for one image, MobileNetV2 1.0 at 224 px")
+    ticks = [each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500) if min(lows) / 2 < each < 2 * max(highs)]
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.minorticks_off()
     figure.savefig(path, dpi=120)
 
 

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from mnv2_keras import build_mobilenetv2, convert_checkpoint, preprocess_image
+from mnv2_keras import Classifier, build_mobilenetv2, convert_checkpoint, export_litert, preprocess_image
 from mnv2_keras.convert.checkpoint import open_checkpoint, write_checkpoint
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.sources.quantised import read_quantised
@@ -65,3 +65,15 @@ def test_what_is_read(testdata, tmp_path):
     (tmp_path / "text.tflite").write_text("not a model")
     with pytest.raises(ValueError, match="is not a .tflite file"):
         read_quantised(tmp_path / "text.tflite")
+
+
+@pytest.mark.slow
+def test_back_to_int8(testdata, tmp_path):
+    """The file made of Google's file names every photo as Google's does."""
+    official = testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite"
+    photos = [testdata / "images" / name for name in TOP_1]
+    export_litert(convert_checkpoint(official), tmp_path / "again.tflite", "int8", calibration=photos)
+    with Classifier(official) as theirs, Classifier(tmp_path / "again.tflite") as ours:
+        for photo, known in zip(photos, TOP_1.values(), strict=True):
+            found = [each.predict(photo, top=1)[0][0].index for each in (theirs, ours)]
+            assert found == [known, known], photo

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import keras
 import numpy as np
@@ -22,7 +23,9 @@ from mnv2_keras.data.segmentation import (
     training_batches,
 )
 from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES, DrawnShapes
+from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
+from mnv2_keras.inference.segmenter import Segmenter
 from mnv2_keras.masks import save_mask
 from mnv2_keras.training.segmentation import SegmentationLoss, SegmentationRecipe, compile_segmenter, train_segmenter
 
@@ -268,3 +271,17 @@ def test_commands(folder, tmp_path):
         result = CliRunner().invoke(command_line(), ["evaluate", "segmentation", str(model), *bad])
         assert isinstance(result.exception, ValueError)
         assert "Name one source" in str(result.exception)
+
+
+def test_the_command_trains_on_drawn_shapes(tmp_path):
+    options = ["--alpha", "0.35", "--crop", "33", "--steps", "2", "--batch", "2", "--plot", str(tmp_path / "curve.png")]
+    command = ["train", "segmentation", "--shapes", "-o", str(tmp_path / "shapes.keras"), *options]
+    result = CliRunner().invoke(command_line(), command)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size[0] > 600  # losses and mean IoU side by side
+    ending = result.stdout.replace("\n", " ")
+    told = re.search(r"in 2 steps; mean IoU (\d\.\d{4}) on 300 held-out pictures", ending)
+    pairs = DrawnShapes(300, 33, seed=1)
+    found = evaluate_segmenter(Segmenter(tmp_path / "shapes.keras"), pairs)
+    assert f"{found.mean_iou:.4f}" == told[1]

@@ -92,7 +92,7 @@ def train(
 
     Example: mnv2 train segmentation --photos JPEGImages --masks SegmentationClass -o voc.keras --weights imagenet
 
-    Example: mnv2 train segmentation --shapes --alpha 0.35 --decoder -o shapes.keras
+    Example: mnv2 train segmentation --shapes --decoder --weights imagenet -o shapes.keras --plot curve.png
     """
     import dataclasses
 
@@ -103,7 +103,8 @@ def train(
     with working("building"):
         import keras
 
-        from mnv2_keras.evaluation.segmentation import evaluate_model
+        from mnv2_keras.evaluation.segmentation import evaluate_segmenter
+        from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
         from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
@@ -128,10 +129,12 @@ def train(
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("training", total=rounds)
 
+        judged = Segmenter(model)
+
         def told(epoch, logs):
             row = {"step": (epoch + 1) * (recipe.steps // rounds), "loss": logs["loss"]}
             if held_out:
-                row["mean_iou"] = evaluate_model(model, held_out).mean_iou
+                row["mean_iou"] = evaluate_segmenter(judged, held_out).mean_iou
             rows.append(row)
             words = "".join(f", {name} {value:.3f}" for name, value in row.items() if name != "step")
             progress.update(bar, completed=epoch + 1, description=f"training{words}")

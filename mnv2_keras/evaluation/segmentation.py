@@ -1,6 +1,5 @@
 """How well masks agree: a confusion matrix kept up to date photo by photo, and what is read from it."""
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.masks import IGNORED, save_picture
-from mnv2_keras.preprocessing import normalize_image
 
 
 class ConfusionMatrix:
@@ -136,20 +134,4 @@ def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
         matrix.update(mask, segmenter.segment(photo).labels)
         if progress:
             progress(done)
-    return matrix
-
-
-def evaluate_model(model, pairs, batch: int = 25) -> ConfusionMatrix:
-    """Hold a Keras model against photos of just its own size, in batches: quick enough to be done while it trains.
-
-    Args:
-        model: of `build_deeplabv3_mobilenetv2`.
-        pairs: gives (photo, mask), as in `evaluate_segmenter`.
-        batch: photos at once.
-    """
-    matrix = ConfusionMatrix(pairs.classes)
-    remaining = iter(pairs)
-    while group := list(itertools.islice(remaining, batch)):
-        photos, masks = (np.stack(each) for each in zip(*group, strict=True))
-        matrix.update(masks, model.predict_on_batch(normalize_image(photos)).argmax(-1))
     return matrix
