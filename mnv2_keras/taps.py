@@ -162,6 +162,11 @@ def feature_info(model: keras.Model) -> dict[str, Feature]:
     }
 
 
+def takes_pixels(model: keras.Model) -> bool:
+    """Whether the model takes values from 0 to 255 and scales them itself (`include_preprocessing=True`), not [-1, 1]."""
+    return any(layer.name == "preprocessing" for layer in model.layers)
+
+
 def freeze(model: keras.Model, until: str | None = None, batch_norm: bool = True) -> keras.Model:
     """Stop training from the input up to and including a block; what comes after it trains.
 
