@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.model_cache import litert_content
 from mnv2_keras.preprocessing import preprocess_image
@@ -82,6 +83,29 @@ def test_a_keras_model_is_taken_as_it_is(tiny, tiny_file, testdata):
         assert one.predict(photo) == other.predict(photo)
     with pytest.raises(ValueError, match="its own resolution"):
         Classifier(model, resolution=64)
+
+
+def test_a_keras_model_keeps_its_weights(tiny):
+    """A conversion clears channels that are as good as zero: not the user's."""
+    from mnv2_keras.models.conversion import convert_checkpoint
+
+    model = convert_checkpoint(tiny)
+    kernel = np.array(model.get_layer("Conv").kernel)
+    kernel[..., 3] = 1e-21
+    model.get_layer("Conv").kernel.assign(kernel)
+    before = model.get_weights()
+    Classifier(model).close()
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("engine", ["litert", "keras"])
+def test_a_model_that_takes_pixels_is_refused(engine):
+    from mnv2_keras.models.classifier import build_mobilenetv2
+
+    model = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
+    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+        Classifier(model, engine)
 
 
 def test_openvino_agrees(real_file, testdata):
@@ -223,6 +247,13 @@ def test_files_that_are_no_classifier(tmp_path, tiny_file, testdata):
     (tmp_path / "short.tflite").write_bytes(tiny_file.read_bytes()[:5000])
     with pytest.raises(ValueError, match="make it anew"):
         Classifier(tmp_path / "short.tflite")
+    file = TfliteFile(tiny_file.read_bytes())
+    file.graph.tensors[int(file.graph.inputs[0])].shape = np.array([1, 32, 32, 5], np.int32)
+    (tmp_path / "wrong.tflite").write_bytes(file.to_bytes())
+    with pytest.raises(ValueError, match="that LiteRT can run"):
+        Classifier(tmp_path / "wrong.tflite")
+    with pytest.raises(ValueError, match="needs a file that makes"):
+        Classifier(testdata / "models" / "deeplabv3_mnv2_pascal_quant.tflite")
     with pytest.raises(FileNotFoundError, match="no checkpoint is called so"):
         Classifier(tmp_path / "none.tgz")
     with pytest.raises(ValueError, match="expected a path"):
@@ -302,6 +333,17 @@ def test_other_settings_are_other_files(tiny, tiny_file, monkeypatch):
     assert made == [("float32", None), ("float16", None), ("float32", 64)]
 
 
+def test_a_folder_is_known_by_all_that_is_read_of_it(tmp_path, monkeypatch):
+    """A checkpoint may lie one folder deeper: two such folders are two networks, two copies are one."""
+    made = []
+    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *a: made.append(a[0].name) or b"file")
+    for name, content in (("one", b"1"), ("two", b"2"), ("copy", b"1")):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        (tmp_path / name / "inside" / "model.ckpt").write_bytes(content)
+        litert_content(tmp_path / name, "float32", None)
+    assert made == ["one", "two"]
+
+
 def test_what_cannot_be_converted_says_why(tmp_path):
     """The child's sentence reaches the user; a model without classes is refused before anything is converted."""
     import keras
@@ -310,5 +352,8 @@ def test_what_cannot_be_converted_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"bad\.tgz"):
         Classifier(tmp_path / "bad.tgz")
     image = keras.Input((8, 8, 3))
-    with pytest.raises(ValueError, match="needs weights with a classifier"):
-        Classifier(keras.Model(image, keras.layers.ReLU()(image)))
+    for engine in ("litert", "keras"):
+        with pytest.raises(ValueError, match="needs weights with a classifier"):
+            Classifier(keras.Model(image, keras.layers.ReLU()(image)), engine)
+    with pytest.raises(ValueError, match="precision is 'int8'"):
+        Classifier(keras.Model(image, keras.layers.ReLU()(image)), precision="int8")

@@ -142,7 +142,8 @@ def _convert_job(folder: Path) -> None:
     """Convert what lies in the folder, and leave the file there."""
     import keras
 
-    import mnv2_keras.models.conversion  # noqa: F401  (registers the layers of every task)
+    import mnv2_keras.export.simulation
+    import mnv2_keras.models.conversion  # noqa: F401  (both register layers)
 
     job = json.loads(Path(folder, "job.json").read_text())
     model = keras.saving.load_model(Path(folder, "model.keras"), compile=False)
@@ -174,7 +175,7 @@ def convert_here(model, precision: str, shape: list[int | None], calibration=Non
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if precision == "int16x8":
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+        converter.representative_dataset = lambda: ([np.stack([image] * (shape[0] or 1))] for image in calibration)
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]

@@ -89,7 +89,7 @@ class Classifier:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
         self._closed = False
-        self.labels = _checked_labels(labels, self._engine.classes)
+        self.labels = _checked_labels(labels, self._engine.output_shape[0])
 
     def __enter__(self) -> "Classifier":
         return self
@@ -250,10 +250,11 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
     """(engine, labels)."""
     if engine == "keras" or not isinstance(weights, str | os.PathLike):
         model = _keras_model(weights, precision, resolution)
-        if engine == "keras":
-            return KerasEngine(model), labels
-        from mnv2_keras.inference.model_cache import make_classifier_file
+        from mnv2_keras.inference.model_cache import check_classifier, make_classifier_file
 
+        if engine == "keras":
+            check_classifier(model)
+            return KerasEngine(model), labels
         content = make_classifier_file(model, precision)
     else:
         content = litert_content(weights, precision, resolution, say)
@@ -261,14 +262,18 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
         labels = _labels_of(content)
     try:
         opened = {"litert": LitertEngine, "openvino": OpenvinoEngine}[engine](content, threads)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if "OpenVINO" in str(error):
             raise
         raise ValueError(
             f"{weights} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}): make it anew."
         ) from error
-    if len(opened.input_shape) != 3:
-        raise ValueError(f"{weights} takes an input of shape {opened.input_shape}: a Classifier needs (H, W, C).")
+    if len(opened.input_shape) != 3 or len(opened.output_shape) != 1:
+        opened.close()
+        raise ValueError(
+            f"{weights} makes {opened.output_shape} of an input of shape {opened.input_shape}: a Classifier needs a file "
+            "that makes (classes,) of (H, W, C), such as `mnv2 export` writes."
+        )
     return opened, labels
 
 

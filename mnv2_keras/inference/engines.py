@@ -49,7 +49,7 @@ class LitertEngine:
     Attributes:
         input_shape: (H, W, C).
         outputs: number of outputs.
-        classes: values of the first output.
+        output_shape: of the first output, its batch axis left out.
     """
 
     def __init__(self, content: bytes, threads: int | None = None):
@@ -63,7 +63,7 @@ class LitertEngine:
         self._input, self._ends = End(details), [End(each) for each in first.get_output_details()]
         self.input_shape = tuple(int(side) for side in details["shape"][1:])
         self.outputs = len(self._ends)
-        self.classes = int(first.get_output_details()[0]["shape"][-1])
+        self.output_shape = tuple(int(side) for side in first.get_output_details()[0]["shape"][1:])
 
     def _open(self, threads: int):
         from ai_edge_litert.interpreter import Interpreter
@@ -148,7 +148,7 @@ class OpenvinoEngine:
         self._idle: dict[bool, list] = {True: [], False: []}
         self.input_shape = tuple(int(side) for side in self._alone.inputs[0].shape)[1:]
         self.outputs = len(self._alone.outputs)
-        self.classes = int(self._alone.outputs[0].shape[-1])
+        self.output_shape = tuple(int(side) for side in self._alone.outputs[0].shape)[1:]
 
     @contextmanager
     def _borrowed(self, alone: bool) -> Iterator:
@@ -192,7 +192,7 @@ class KerasEngine:
         self._lock = threading.Lock()
         self.input_shape = tuple(model.input_shape[1:])
         self.outputs = 1 + len(pooled)
-        self.classes = model.output_shape[-1]
+        self.output_shape = tuple(model.output_shape[1:])
 
     def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
         """As in `LitertEngine.run`."""

@@ -5,6 +5,7 @@ file's own SHA-256, without which it is not believed. `python -m mnv2_keras.infe
 that converts, so that TensorFlow's 700 MB never enter the user's.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from mnv2_keras.shipped import shipped_file
 log = logging.getLogger("mnv2_keras")
 
 #: Goes up when what is made from the same weights changes.
-_FORMAT = 1
+_FORMAT = 2
 
 #: What is made from weights alone; int8 needs photos, so it is `export_litert`'s.
 PRECISIONS = ("float32", "float16", "dynamic")
@@ -46,11 +47,7 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
         path = shipped_file("digits_int8.tflite")
     if path.suffix == ".tflite":
         return _own_file(path, precision, resolution)
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision is {precision!r}: expected {', '.join(PRECISIONS)}. For int8, which needs photos to calibrate on, write a "
-            "file with export_litert (`mnv2 export`) and give it as the weights."
-        )
+    _check_precision(precision)
     digest = _weights_digest(path, str(weights))
     parts = [digest, precision, str(resolution), __version__, str(_FORMAT)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
@@ -62,6 +59,14 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
     content = _converted(weights, precision, resolution)
     _keep(key, content)
     return content
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {precision!r}: expected {', '.join(PRECISIONS)}. For int8, which needs photos to calibrate on, write a "
+            "file with export_litert (`mnv2 export`) and give it as the weights."
+        )
 
 
 def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
@@ -91,16 +96,17 @@ def _weights_digest(path: Path, name: str) -> str:
                 f"weights: {path} does not exist, and no checkpoint is called so: give a file, a folder or a name of `mnv2 list`."
             )
     if path.is_file():
-        files = [path]
+        base, files = path.parent, [path]
     elif path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.is_file())
+        # A folder's checkpoint may lie one folder deeper (`open_checkpoint`); links are followed, as there.
+        base, files = path, sorted(each for part in ("*", "*/*") for each in path.glob(part) if each.is_file())
     else:
-        files = sorted(path.parent.glob(f"{path.name}.*"))
-    return _remembered_digest(files)
+        base, files = path.parent, sorted(path.parent.glob(f"{glob.escape(path.name)}.*"))
+    return _remembered_digest(base, files)
 
 
-def _remembered_digest(files: list[Path]) -> str:
-    """SHA-256 over names and contents; not computed again while paths, sizes and times of change stay what they were."""
+def _remembered_digest(base: Path, files: list[Path]) -> str:
+    """SHA-256 over contents and names below `base`; not computed again while paths, sizes and times of change stay the same."""
     states = [(each, each.stat()) for each in files]
     known = repr([(str(each.resolve()), state.st_size, state.st_mtime_ns, state.st_ino) for each, state in states])
     note = cache_folder() / "litert" / f"weights-{hashlib.sha256(known.encode()).hexdigest()[:40]}.txt"
@@ -113,7 +119,7 @@ def _remembered_digest(files: list[Path]) -> str:
     total = hashlib.sha256()
     for each in files:
         with each.open("rb") as file:
-            total.update(each.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            total.update(each.relative_to(base).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
     _write(note, total.hexdigest().encode())
     return total.hexdigest()
 
@@ -203,34 +209,59 @@ def _make(weights: str, precision: str, resolution: int | None) -> bytes:
     from mnv2_keras.models.conversion import open_model
 
     model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
-    return make_classifier_file(model, precision)
+    return make_classifier_file(model, precision, here=True)
 
 
-def make_classifier_file(model, precision: str) -> bytes:
-    """A classifier's file: probabilities, then pooled features where the model pools; with its labels.
+def check_classifier(model) -> None:
+    """Refuse a Keras model that a Classifier cannot feed or understand.
 
     Raises:
-        ValueError: the model is no classifier, or takes any size.
+        ValueError: it puts out no classes, or takes 0 to 255.
     """
-    import keras
-
-    from mnv2_keras.export.conversion import check_operators, convert_here, with_signature
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
-    from mnv2_keras.labels import imagenet_labels
+    from mnv2_keras.taps import takes_pixels
 
     if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
         raise ValueError(
             f"{model.name!r} gives {model.output_shape}, no probabilities of classes: a Classifier needs weights with a classifier."
         )
+    if takes_pixels(model):
+        raise ValueError(
+            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), a Classifier gives -1 to 1: build it without "
+            "include_preprocessing and fill it with the same weights."
+        )
+
+
+def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
+    """A classifier's file: probabilities, then pooled features where the model pools; with its labels.
+
+    Args:
+        model: a classifier.
+        precision: "float32", "float16" or "dynamic".
+        here: convert in this very process, which clears the model's dead channels; otherwise in a child.
+
+    Raises:
+        ValueError: the model is no classifier, takes any size or 0 to 255; or another precision.
+    """
+    import keras
+
+    from mnv2_keras.export.conversion import check_operators, convert_here, convert_litert, with_signature
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
+    from mnv2_keras.labels import imagenet_labels
+
+    _check_precision(precision)
+    check_classifier(model)
     if None in model.input_shape[1:]:
         raise ValueError(f"{model.name!r} takes images of any size: pass resolution, such as resolution=224.")
     layers = {layer.name: layer for layer in model.layers}
     outputs = [model.output]
     if "global_pool" in layers:
         outputs.append(layers["global_pool"].output)
-    content, names = convert_here(keras.Model(model.input, outputs), precision, [1, *model.input_shape[1:]])
-    content = with_signature(content, names)
-    check_operators(content, model.name)
+    tapped = keras.Model(model.input, outputs, name=model.name)
+    if here:
+        content = with_signature(*convert_here(tapped, precision, [1, *model.input_shape[1:]]))
+        check_operators(content, model.name)
+    else:
+        content = convert_litert(tapped, precision)
     classes = model.output_shape[-1]
     labels = imagenet_labels(classes) if classes in (1000, 1001) else [f"class {i}" for i in range(classes)]
     metadata = classifier_metadata(labels, name=model.name)
