@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mnv2_keras.cli.main import command_line
+from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.inference import measuring
 
 
@@ -59,6 +60,37 @@ def test_export_prints_and_writes_a_report(exported):
     for words in ("signal to noise", "layer that loses most", "uint8", "broken.jpg", "Only 3 photos"):
         assert words in result.output
     assert sorted(each.name for each in folder.iterdir()) == ["m.tflite", "r.json"]
+
+
+def test_export_of_a_segmenter_and_of_a_detector(photos, tmp_path):
+    """Each as its MediaPipe task takes it."""
+    from mnv2_keras import build_deeplabv3_mobilenetv2, build_ssdlite_mobilenetv2
+
+    paths = {name: str(tmp_path / name) for name in ("s.keras", "s.tflite", "d.keras", "d.tflite", "s.json")}
+    build_deeplabv3_mobilenetv2(0.35, (33, 33, 3)).save(paths["s.keras"])
+    build_ssdlite_mobilenetv2(0.1, (64, 64, 3), classes=3, min_depth=8).save(paths["d.keras"])
+    command = [
+        "export",
+        paths["s.keras"],
+        "-o",
+        paths["s.tflite"],
+        "--photos",
+        str(photos),
+        "--report",
+        paths["s.json"],
+    ]
+    result = CliRunner().invoke(command_line(), command)
+    assert result.exit_code == 0, result.output
+    for words in ("same labels as Keras", "0.png", "RESIZE_BILINEAR", "skipped"):
+        assert words in result.output
+    assert len(json.loads(Path(paths["s.json"]).read_text())["agreement"]) == 3
+    about = read_metadata(paths["s.tflite"]).about["subgraph_metadata"][0]
+    assert [each["name"] for each in about["custom_metadata"]] == ["SEGMENTER_METADATA"]
+    result = CliRunner().invoke(command_line(), [*command, "--no-metadata"])
+    assert "metadata goes with export_litert" in str(result.exception)
+    result = CliRunner().invoke(command_line(), ["export", paths["d.keras"], "-o", paths["d.tflite"]])
+    assert result.exit_code == 0, result.output
+    assert "TFLite_Detection_PostProcess" in result.output
 
 
 def test_inspect(exported, testdata):

@@ -124,6 +124,20 @@ def test_dynamic_batch_on_request(model, tmp_path, images):
     assert inspect_litert(path).arena is None
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_static_batch(model, tmp_path, images, precision):
+    options = {"compare": False}
+    if precision == "int8":
+        options |= {"calibration": images, "refine": ("round",), "input_type": "float32"}
+    report = export_litert(model, tmp_path / "four.tflite", precision, batch=4, **options)
+    assert report.inputs[0].shape == (4, *SHAPE)
+    made = run((tmp_path / "four.tflite").read_bytes(), images[:4])
+    exact = np.asarray(model(images[:4]))
+    assert made.shape == exact.shape
+    np.testing.assert_allclose(made, exact, atol=2e-6 if precision == "float32" else 0.05)
+    assert np.array_equal(made.argmax(1), exact.argmax(1))
+
+
 @pytest.mark.parametrize(("precision", "least_db", "most_size"), [("float16", 40, 0.55), ("int16x8", 20, 0.5)])
 def test_the_converters_other_precisions(model, tmp_path, float_file, images, precision, least_db, most_size):
     path = tmp_path / "model.tflite"

@@ -202,6 +202,20 @@ def test_calibration_takes_arrays_pairs_and_dicts():
     assert len(load_photos(photos, (16, 16), limit=2).images) == 2
 
 
+def test_calibration_is_spread_over_the_folders(tmp_path):
+    """Eight photos of eight folders with four each: one of each, or another where the one is broken."""
+    for kind in range(8):
+        (tmp_path / str(kind)).mkdir()
+        for i in range(4):
+            Image.new("RGB", (8, 8), (kind * 30, 0, 0)).save(tmp_path / str(kind) / f"{i}.png")
+    found = load_photos(tmp_path, (8, 8), (0.0, 255.0), limit=8)
+    assert [round(float(image[0, 0, 0, 0])) for image in found.images] == [kind * 30 for kind in range(8)]
+    (tmp_path / "3" / "0.png").write_bytes(b"broken")
+    found = load_photos(tmp_path, (8, 8), limit=8)
+    assert len(found.images) == 8
+    assert len(found.skipped) == 1
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -37,42 +37,70 @@ def export(
 ) -> None:
     """Write a .tflite file that Android's MediaPipe Tasks take, and say how far it is from the Keras model.
 
+    A classifier, a detector (with its post-processing) or a segmenter: each as the task that runs it asks for.
+
     Example: mnv2 export mobilenet_v2_1.0_224.tgz -o model.tflite --precision int8 --calibrate photos/
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     with working("converting the weights"):
-        from mnv2_keras.export.litert import export_litert
         from mnv2_keras.models.conversion import open_model
 
         model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
+        write = _exporter(model)
+    # What is not asked for is left out: detectors and segmenters refuse some of it.
+    options = {"output_type": output_type} if output_type else {}
+    options |= {} if metadata else {"metadata": False}
+    options |= {} if batch == 1 else {"batch": batch or None, "compare": batch < 2}
+    options |= {"layers": True} if layers or plot else {}
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
     ) as bar:
         task = bar.add_task("", total=None)
-        result = export_litert(
+        result = write(
             model,
             output,
             precision,
             input_type=input_type,
-            output_type=output_type,
             calibration=calibrate,
             photos=None if photos is None else list(photos),
             labels=None if labels is None else labels.read_text("utf-8").splitlines(),
-            metadata=metadata,
-            batch=batch or None,
-            layers=layers or plot is not None,
-            compare=batch < 2,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            **options,
         )
+    written = getattr(result, "export", result)  # a segmenter's report has it inside
     if report:
         result.save(report)
     if plot:
-        result.plot_layers(plot)
+        written.plot_layers(plot)
     if as_json:
         print_json(result.as_dict())
+        return
+    show(written)
+    if written is not result:
+        show_agreement(result)
+
+
+def _exporter(model):
+    """What writes a file of the model's task."""
+    if any(layer.name == "logits-semantic" for layer in model.layers):
+        from mnv2_keras.export.segmentation import export_segmenter as exporter
+    elif isinstance(model.output, dict) and "box_encodings" in model.output:
+        from mnv2_keras.export.detection import export_detector as exporter
     else:
-        show(result)
+        from mnv2_keras.export.litert import export_litert as exporter
+    return exporter
+
+
+def show_agreement(result) -> None:
+    """A segmenter's equal labels as a table."""
+    table = Table("photo", "same labels as Keras")
+    for name, share in result.agreement.items():
+        table.add_row(Path(name).name, f"{share:.2%}")
+    if result.agreement:
+        out.print(table)
+    for name, reason in result.skipped.items():
+        err.print(f"skipped: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show(result) -> None:

@@ -1,7 +1,7 @@
 """Photos to calibrate and compare on, from a folder, files, arrays or a TensorFlow dataset."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def load_photos(
             `tf.data.Dataset`; or "tfds:NAME:SPLIT", a data set of TensorFlow Datasets that is on this machine.
         size: (height, width) of the model.
         value_range: of the model's input: (-1, 1), or (0, 255) when it scales by itself.
-        limit: photos that are looked at, from the first on.
+        limit: photos that are looked at: evenly spread over files and arrays, the first ones of a stream.
         progress: called with (what, done, of how many or None).
 
     Raises:
@@ -57,6 +57,7 @@ def load_photos(
     """
     found, skipped = [], []
     items, name, total = _items(source)
+    items = evenly(items, limit) if isinstance(items, list | tuple | np.ndarray) else items
     for item in items:
         if len(found) >= limit:
             break
@@ -70,6 +71,16 @@ def load_photos(
         why = f" ({len(skipped)} files are no images, first: {skipped[0]})" if skipped else ""
         raise ValueError(f"{name} gives no photo to calibrate or compare on{why}: give a folder with at least one.")
     return Photos(found, name, skipped)
+
+
+def evenly(items: Sequence, count: int) -> list:
+    """All of the items: first `count` spread over the whole sequence, then the others, which stand in for broken ones.
+
+    The first ones by themselves would all be of one class where each class has a folder.
+    """
+    first = range(len(items)) if len(items) <= count else [i * len(items) // count for i in range(count)]
+    others = sorted(set(range(len(items))) - set(first))
+    return [items[i] for i in (*first, *others)]
 
 
 def _items(source) -> tuple[Iterable, str, int | None]:

@@ -80,6 +80,8 @@ def export_detector(
     """
     import keras
 
+    from mnv2_keras.taps import takes_pixels
+
     path = Path(path).expanduser()
     names = {"box_encodings", "class_predictions_with_background"}
     output = getattr(model, "output", None)  # a Sequential model that was never called has none
@@ -131,8 +133,8 @@ def export_detector(
     content = add_postprocessing(content, ssd_anchors(model.input_shape[1:3]), settings)
     check_operators(content, model.name)
     if isinstance(metadata, bool) and metadata:
-        scaled = any(layer.name == "preprocessing" for layer in model.layers)
-        metadata = detector_metadata(labels, model.name, image_input(mean=0.0, std=1.0) if scaled else image_input())
+        image = image_input(mean=0.0, std=1.0) if takes_pixels(model) else image_input()
+        metadata = detector_metadata(labels, model.name, image)
     if metadata:
         content = add_metadata(content, metadata)
     write_bytes(path, content)

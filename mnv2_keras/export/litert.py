@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.convert.sources.tflite import TfliteFile
-from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, load_photos, seeded_images, varied
+from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, evenly, load_photos, seeded_images, varied
 from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.equalization import equalize
@@ -88,6 +88,8 @@ def export_litert(
         ValueError: an argument out of its range, no photo to calibrate on, or a model that cannot be converted.
         OSError: the file cannot be written. In no case is there half a file.
     """
+    from mnv2_keras.taps import takes_pixels
+
     start = time.perf_counter()
     source, kernels = model, []
     if _is_simulated(model):
@@ -100,9 +102,9 @@ def export_litert(
         model, learned, kernels = plain_model(model)
         ranges = learned if ranges is None else ranges
     path = Path(path).expanduser()
-    _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges)
+    _check_arguments(path, precision, input_type, output_type, refine, ranges)
     say = progress or (lambda *_: None)
-    scaled = any(layer.name == "preprocessing" for layer in model.layers)
+    scaled = takes_pixels(model)
     value_range = (0.0, 255.0) if scaled else (-1.0, 1.0)
     resolution = (resolution, resolution) if isinstance(resolution, int) else resolution
     height, width, channels = (
@@ -164,7 +166,7 @@ def export_litert(
     return report
 
 
-def _check_arguments(path, precision, input_type, output_type, calibration, refine, ranges) -> None:
+def _check_arguments(path, precision, input_type, output_type, refine, ranges) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}.")
     for name, value in (("input_type", input_type), ("output_type", output_type)):
@@ -298,10 +300,10 @@ def _to_compare(photos, known: Photos | None, shape, value_range, report: Export
         given = load_photos(photos, shape[:2], value_range, progress=progress)
         report.compared = given.source
         report.skipped += given.skipped
-        return given.images[:_COMPARED]
+        return evenly(given.images, _COMPARED)[:_COMPARED]
     if known is not None:
         report.compared = f"the calibration's photos ({known.source})"
-        return known.images[:_COMPARED]
+        return evenly(known.images, _COMPARED)[:_COMPARED]
     report.compared = "seeded noise (pass photos= for a comparison that means something)"
     return seeded_images(shape, value_range)
 

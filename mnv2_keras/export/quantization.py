@@ -83,10 +83,6 @@ class Affine:
         """Real values to int8."""
         return np.clip(np.rint(real / np.float32(self.scale)) + self.zero_point, -128, 127).astype(np.int8)
 
-    def simulate(self, real: np.ndarray) -> np.ndarray:
-        """Real values to those their stored numbers stand for."""
-        return (self.store(real).astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
-
 
 @dataclass(frozen=True)
 class Kernel:

@@ -1,5 +1,6 @@
 """A segmenter to a .tflite file, with what MediaPipe's ImageSegmenter asks for, and how many pixels it still agrees on."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,15 +9,19 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mnv2_keras.convert.receipt import write_text
 from mnv2_keras.convert.sources.tflite import open_interpreter
+from mnv2_keras.export.calibration import LIMIT, evenly
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport
+from mnv2_keras.export.statistics import to_stored
 from mnv2_keras.export.tables import pack_table
 from mnv2_keras.heads.deeplab import LargestClass
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo
+from mnv2_keras.taps import takes_pixels
 
 OUTPUTS = ("logits", "labels")
 
@@ -45,6 +50,10 @@ class SegmenterReport:
         """The report as JSON holds it."""
         return {"export": asdict(self.export), "agreement": self.agreement, "skipped": self.skipped}
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the report as JSON, all of it or nothing."""
+        return write_text(Path(path), json.dumps(self.as_dict(), indent=1) + "\n")
+
 
 def export_segmenter(
     model: keras.Model,
@@ -65,8 +74,9 @@ def export_segmenter(
         path: the file to write; it is complete or not there.
         precision: "float32", "float16", "dynamic", "int8" or "int16x8" (see `export_litert`).
         output: "logits" (1, H, W, classes), which MediaPipe takes, or "labels" (1, H, W), int32, for apps that run LiteRT.
-        calibration: for int8 and int16x8: photos (paths, folders or uint8 arrays), padded as the exporter does.
-        photos: to compare on; the calibration's when None.
+        calibration: for int8 and int16x8: photos (paths, folders or uint8 arrays), padded as the exporter does; of more than 128
+            as many, evenly spread.
+        photos: to compare on, likewise; the calibration's when None.
         labels: one for each class; Pascal VOC's for 21 classes.
         resolution: (height, width) for a model that takes any size.
         options: further ones of `export_litert`, such as `input_type` and `refine`.
@@ -75,18 +85,26 @@ def export_segmenter(
         The report.
 
     Raises:
-        ValueError: an argument out of its range, or no photo that can be read to calibrate on.
+        ValueError: an argument out of its range, a model that takes 0 to 255, or no photo that can be read to calibrate on.
     """
     if output not in OUTPUTS:
         raise ValueError(f"output is {output!r}: expected one of {', '.join(OUTPUTS)}.")
+    for name in ("batch", "compare", "metadata"):
+        if name in options:
+            raise ValueError(f"{name} goes with export_litert: a segmenter's file has batch 1 and metadata of its own.")
     if len(model.output_shape) != 4:
         raise ValueError(
             f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
         )
+    if takes_pixels(model):
+        raise ValueError(
+            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), a segmenter's file takes -1 to 1: build it "
+            "without include_preprocessing and fill it with the same weights."
+        )
     size = tuple(own or given for own, given in zip(model.input_shape[1:3], resolution or (513, 513), strict=True))
     skipped: dict[str, str] = {}
-    known = _load(calibration, skipped) if calibration is not None else {}
-    compared = _load(photos, skipped) if photos is not None else known
+    known = _load(calibration, size, skipped) if calibration is not None else {}
+    compared = _load(photos, size, skipped) if photos is not None else known
     if calibration is not None and not known:
         raise ValueError(f"no photo to calibrate on: none of {len(skipped)} files can be read.")
     labels = labels or (voc_labels() if model.output_shape[3] == len(voc_labels()) else None)
@@ -97,7 +115,7 @@ def export_segmenter(
         exported,
         path,
         precision,
-        calibration=np.stack([pad_photo(fit_photo(photo, size), size) for photo in known.values()]) if known else None,
+        calibration=[pad_photo(photo, size) for photo in known.values()] if known else None,
         metadata=segmenter_metadata(labels, model.name, output),
         resolution=size,
         compare=False,
@@ -127,20 +145,22 @@ def _with_labels(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, LargestClass(name="labels")(model.output), name=model.name)
 
 
-def _load(photos, skipped: dict[str, str]) -> dict[str, np.ndarray]:
-    """Photos by name; what cannot be read is noted and left out."""
+def _load(photos, size: tuple[int, int], skipped: dict[str, str]) -> dict[str, np.ndarray]:
+    """At most `LIMIT` photos by name, fitted into the network's input; what cannot be read is noted and left out."""
     if isinstance(photos, str | os.PathLike) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
         photos = [photos]
-    found = {}
+    given = []
     for i, each in enumerate(photos):
-        if isinstance(each, np.ndarray):
-            found[f"array {i}"] = each
-            continue
-        for file in find_images(each):
-            try:
-                found[str(file)] = read_image(file)
-            except ImageError as error:
-                skipped[str(file)] = str(error)
+        array = isinstance(each, np.ndarray)
+        given += [(f"array {i}", each)] if array else [(str(file), file) for file in find_images(each)]
+    found: dict[str, np.ndarray] = {}
+    for name, each in evenly(given, LIMIT):
+        if len(found) == LIMIT:
+            break
+        try:
+            found[name] = fit_photo(each if isinstance(each, np.ndarray) else read_image(each), size)
+        except ImageError as error:
+            skipped[name] = str(error)
     return found
 
 
@@ -153,14 +173,9 @@ def _agreement(model, path: Path, photos: dict[str, np.ndarray], size: tuple[int
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     found = {}
     for name, photo in photos.items():
-        photo = fit_photo(photo, size)
         batch = pad_photo(photo, size)[None]
         exact = keras.ops.convert_to_numpy(model(batch, training=False))[0].argmax(-1)
-        if source["dtype"] != np.float32:
-            scale, zero_point = source["quantization"]
-            limits = np.iinfo(source["dtype"])
-            batch = np.clip(np.rint(batch / scale + zero_point), limits.min, limits.max).astype(source["dtype"])
-        interpreter.set_tensor(source["index"], batch)
+        interpreter.set_tensor(source["index"], to_stored(batch, source))
         interpreter.invoke()
         made = interpreter.get_tensor(target["index"])[0]
         made = made.argmax(-1) if made.ndim == 3 else made

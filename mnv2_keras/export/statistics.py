@@ -46,7 +46,6 @@ class Statistics:
     """By tensor index of the file; inputs by operator index."""
 
     channels: dict[int, Channels] = field(default_factory=dict)
-    samples: dict[int, list[np.ndarray]] = field(default_factory=dict)
     inputs: dict[int, Inputs] = field(default_factory=dict)
 
     def ranges(self) -> dict[int, tuple[float, float]]:
@@ -67,8 +66,9 @@ class Run:
         self.input = self.interpreter.get_input_details()[0]
 
     def __call__(self, image: np.ndarray) -> "Run":
-        """Run on one input, in the real values that the float network takes."""
-        self.interpreter.set_tensor(self.input["index"], to_stored(image, self.input))
+        """Run on one input (1, H, W, C), in the real values that the float network takes; a larger batch is all this one."""
+        stored = to_stored(image, self.input)
+        self.interpreter.set_tensor(self.input["index"], np.repeat(stored, self.input["shape"][0], axis=0))
         self.interpreter.invoke()
         return self
 
@@ -86,19 +86,11 @@ def to_stored(real: np.ndarray, details: dict) -> np.ndarray:
     return np.clip(np.rint(real / np.float32(scale)) + zero_point, limits.min, limits.max).astype(details["dtype"])
 
 
-def to_real(stored: np.ndarray, details: dict) -> np.ndarray:
-    """The other way round."""
-    scale, zero_point = details["quantization"]
-    if not scale:
-        return stored
-    return (stored.astype(np.float32) - zero_point) * np.float32(scale)
-
-
 def collect(content: bytes, batches: Iterable[np.ndarray], with_inputs: bool = False) -> Statistics:
     """Run a float file on images of batch 1 and gather its statistics.
 
     Args:
-        with_inputs: also what `rounding` needs: samples of the tensors and the kernels' inputs.
+        with_inputs: also what `rounding` needs: the kernels' inputs.
     """
     file = TfliteFile(content)
     tensors = activation_tensors(file)
@@ -109,19 +101,12 @@ def collect(content: bytes, batches: Iterable[np.ndarray], with_inputs: bool = F
     for image in batches:
         run(image)
         for t in tensors:
-            values = run.value(t)
-            _add_channels(found, t, values)
-            if with_inputs:
-                found.samples.setdefault(t, []).append(_picked(values.reshape(-1), 2048, rng))
+            _add_channels(found, t, run.value(t))
         if with_inputs:
             for i, (operator, kind) in enumerate(zip(file.graph.operators, kinds, strict=True)):
                 if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
                     _add_inputs(found, i, run.value(int(operator.inputs[0])), file, operator, kind, rng)
     return found
-
-
-def _picked(values: np.ndarray, count: int, rng) -> np.ndarray:
-    return values.copy() if len(values) <= count else values[rng.integers(0, len(values), count)]
 
 
 def _add_channels(found: Statistics, tensor: int, values: np.ndarray) -> None:
