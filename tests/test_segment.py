@@ -165,6 +165,22 @@ def test_closed_and_bad_arguments(small, small_file, testdata, tmp_path):
         Segmenter(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")
 
 
+def test_networks_that_are_no_segmenter_for_photos(small):
+    features = small.get_layer("concat_projection-dropout").output
+    anywhere = build_deeplabv3_mobilenetv2(0.35, (None, None, 3), classes=2)
+    for model in (
+        keras.Model(small.input, features),
+        keras.Model(anywhere.input, anywhere.get_layer("logits-semantic").output),
+        build_deeplabv3_mobilenetv2(0.35, (33, 33, 1)),
+    ):
+        with pytest.raises(ValueError, match="holds no segmenter"):
+            Segmenter(model)
+    with pytest.raises(ValueError, match="257 classes: labels are uint8, so 256 at most"):
+        Segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=257))
+    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+        Segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), include_preprocessing=True))
+
+
 def test_googles_quantised_file_runs_as_it_is(testdata):
     segmenter = Segmenter(testdata / "models" / "deeplabv3_mnv2_pascal_quant.tflite")
     mask = read_image(testdata / "images" / "bird_segmentation_mask.bmp")[..., 0]
@@ -262,6 +278,14 @@ def test_mnv2_segment_without_photos(small_file, tmp_path):
     assert isinstance(result.exception, ValueError)
     assert "holds no images" in str(result.exception)
     assert not (tmp_path / "out").exists()
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(photo)
+    arguments = ["segment", str(photo.parent), "-o", f"{tmp_path}/out/../photos", "--weights", str(small_file)]
+    result = CliRunner().invoke(command_line(), arguments)
+    assert isinstance(result.exception, ValueError)
+    assert "choose another one" in str(result.exception)
+    assert list(photo.parent.iterdir()) == [photo]
     with pytest.raises(ValueError, match="no list of numbers"):
         numbers("1,x")
     assert len(set(free_names([tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "a-2.png", tmp_path / "a.bmp"]))) == 4

@@ -38,6 +38,10 @@ def segment(
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_mask, save_picture
 
+    if any(each.is_dir() and each.resolve() == output.resolve() for each in photos):
+        raise ValueError(
+            f"-o {output} is a folder of photos too, and masks would be taken for photos: choose another one."
+        )
     paths = find_images(photos)
     with working("converting"):
         from mnv2_keras.inference.segmenter import Segmenter
@@ -92,8 +96,8 @@ def free_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def advancing(results, total: int):
+def advancing(results, total: int, what: str = "segmenting"):
     """The results as they come, with a progress bar on stderr."""
     from rich.progress import track
 
-    yield from track(results, "segmenting", total=total, console=err, transient=True)
+    yield from track(results, what, total=total, console=err, transient=True)

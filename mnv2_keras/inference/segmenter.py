@@ -10,12 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.images import read_image
+from mnv2_keras.inference.engines import End
 from mnv2_keras.inference.streaming import one_by_one
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo, voc_palette
 
 #: How DeepLab's model zoo evaluates with "MF": multi-scale and flipped.
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+#: Labels are uint8.
+MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Segmenter:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no segmenter, or an argument is out of its range.
+        ValueError: it holds no segmenter of at most 256 classes that takes -1 to 1, or an argument is out of its range.
     """
 
     def __init__(
@@ -120,6 +123,9 @@ class Segmenter:
             self._network = _Keras(weights, scales, flip)
         self.size, self.classes = self._network.size, self._network.classes
         self.names = tuple(names or self._network.names or _names(self.classes))
+        count = self.classes or len(self.names)
+        if count > MOST_CLASSES:
+            raise ValueError(f"{_called(weights)} has {count} classes: labels are uint8, so {MOST_CLASSES} at most.")
         if self.classes and len(self.names) < self.classes:
             raise ValueError(f"{len(self.names)} names were given for {self.classes} classes: give one for each.")
 
@@ -161,6 +167,11 @@ class Segmenter:
         return one_by_one(self.segment, photos, skip_broken)
 
 
+def _called(weights) -> str:
+    """A file's or a model's name for messages."""
+    return str(weights) if isinstance(weights, str | os.PathLike) else repr(weights.name)
+
+
 def _names(classes: int) -> tuple[str, ...]:
     voc = voc_labels()
     return voc if classes == len(voc) else tuple(f"class {i}" for i in range(classes))
@@ -175,15 +186,19 @@ class _LiteRT:
 
         name, content = read_tflite(path)
         self._interpreter = open_interpreter(content, threads)
-        self._interpreter.allocate_tensors()
+        try:
+            self._interpreter.allocate_tensors()
+        except RuntimeError as error:
+            raise ValueError(f"{name} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}).") from error
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._input, self._output = inputs[0], outputs[0]
-        _, *size, channels = self._input["shape"].tolist() if len(self._input["shape"]) == 4 else (0, 0, 0, 0)
-        rank = len(self._output["shape"])
+        given, made = inputs[0], outputs[0]
+        self._input, self._output, self._levels = End(given), End(made), given["dtype"] == np.uint8
+        _, *size, channels = given["shape"].tolist() if len(given["shape"]) == 4 else (0, 0, 0, 0)
+        rank = len(made["shape"])
         if len(inputs) != 1 or len(outputs) != 1 or channels != 3 or rank not in (3, 4):
             raise ValueError(f"{name} is no segmenter: expected one photo (1, H, W, 3) in, logits or labels out.")
         self.size = tuple(size)
-        self.classes = int(self._output["shape"][-1]) if rank == 4 else 0
+        self.classes = int(made["shape"][-1]) if rank == 4 else 0
         files = [text for file, text in associated_files(content).items() if file.endswith(".txt")]
         self.names = tuple(files[0].decode().splitlines()) if files else None
         if not self.classes:
@@ -191,22 +206,22 @@ class _LiteRT:
         self._lock = Lock()
 
     def labels(self, photo: np.ndarray) -> np.ndarray:
-        if self._input["dtype"] == np.uint8:
+        if self._levels:
             # A quantised network counts the photo's own levels; 128 is its grey.
             batch = np.full((1, *self.size, 3), 128, np.uint8)
             batch[0, : photo.shape[0], : photo.shape[1]] = photo
         else:
-            batch = pad_photo(photo, self.size)[None].astype(self._input["dtype"])
+            batch = self._input.stored(pad_photo(photo, self.size)[None])
         with self._lock:
-            self._interpreter.set_tensor(self._input["index"], batch)
+            self._interpreter.set_tensor(self._input.index, batch)
             self._interpreter.invoke()
-            found = self._interpreter.get_tensor(self._output["index"])[0]
+            found = self._interpreter.get_tensor(self._output.index)[0]
         if found.ndim == 2:
             return found.astype(np.uint8)
         if found.shape[:2] != self.size:
             from mnv2_keras.preprocessing import resize_bilinear_v1
 
-            found = resize_bilinear_v1(found, self.size, align_corners=True)
+            found = resize_bilinear_v1(self._output.real(found), self.size, align_corners=True)
         return found.argmax(-1).astype(np.uint8)
 
 
@@ -218,14 +233,22 @@ class _Keras:
         import tensorflow as tf
 
         from mnv2_keras.models.conversion import open_model
+        from mnv2_keras.taps import takes_pixels
 
         model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
-        if len(model.output_shape) != 4 or len(model.input_shape) != 4:
-            raise ValueError(
-                f"{weights} holds no segmenter: its model gives {model.output_shape}, not (B, H, W, classes)."
-            )
         self.size = tuple(side or 513 for side in model.input_shape[1:3])
-        self.classes, self.names = model.output_shape[3], None
+        made = _made(model, self.size)
+        if made is None or made[1:3] != self.size:
+            raise ValueError(
+                f"{_called(weights)} holds no segmenter: its model makes {made or model.output_shape} of {model.input_shape}, not "
+                "(B, H, W, classes) of (B, H, W, 3)."
+            )
+        if takes_pixels(model):
+            raise ValueError(
+                f"{_called(weights)} takes values from 0 to 255 (include_preprocessing=True), a Segmenter gives -1 to 1: build it "
+                "without include_preprocessing and fill it with the same weights."
+            )
+        self.classes, self.names = made[3], None
         plain = scales == (1.0,) and not flip
 
         @tf.function(input_signature=[tf.TensorSpec((1, *self.size, 3), tf.float32)])
@@ -239,6 +262,15 @@ class _Keras:
 
     def labels(self, photo: np.ndarray) -> np.ndarray:
         return self._labels(pad_photo(photo, self.size)[None]).numpy().astype(np.uint8)
+
+
+def _made(model, size: tuple[int, int]) -> tuple | None:
+    """Shape of what a model makes of one photo of this size; None where it takes no photo or makes no map."""
+    if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 4:
+        return None
+    if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4 or model.input_shape[3] != 3:
+        return None
+    return tuple(model.compute_output_shape((1, *size, 3)))
 
 
 class MultiScale:
