@@ -27,7 +27,13 @@ from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
 from mnv2_keras.inference.segmenter import Segmenter
 from mnv2_keras.masks import save_mask
-from mnv2_keras.training.segmentation import SegmentationLoss, SegmentationRecipe, compile_segmenter, train_segmenter
+from mnv2_keras.training.segmentation import (
+    SegmentationLoss,
+    SegmentationRecipe,
+    compile_segmenter,
+    train_segmenter,
+    whole_rounds,
+)
 
 TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
 
@@ -101,13 +107,11 @@ def test_augmentation_keeps_photo_and_mask_together():
     """A photo whose red tells its label: after any scaling, padding, cropping and mirroring it still does."""
     labels = np.kron(np.arange(12).reshape(3, 4), np.ones((12, 12))).astype(np.uint8)
     photo = np.repeat((labels * 20)[..., None], 3, -1).astype(np.uint8)
-    tf.random.set_seed(0)
     padded = 0
     for scales in [(1.0,), (0.5, 2.0)]:
-        for _ in range(12):
-            image, mask = (
-                each.numpy() for each in augmented(tf.constant(photo), tf.constant(labels), (50, 40), scales)
-            )
+        for seed in range(12):
+            made = augmented(tf.constant(photo), tf.constant(labels), (50, 40), (seed, 0), scales)
+            image, mask = (each.numpy() for each in made)
             assert image.shape == (50, 40, 3)
             assert mask.shape == (50, 40)
             outside = mask == 255
@@ -117,25 +121,35 @@ def test_augmentation_keeps_photo_and_mask_together():
             # Between two labels bilinear pixels are blends.
             assert np.mean(told[~outside] == mask[~outside]) > (0.999 if scales == (1.0,) else 0.8)
     assert padded
-    image, mask = augmented(tf.constant(photo), tf.constant(labels), (36, 48), (1.0,), flip=1.0)
+    image, mask = augmented(tf.constant(photo), tf.constant(labels), (36, 48), (0, 0), (1.0,), flip=1.0)
     np.testing.assert_array_equal(mask, labels[:, ::-1])
 
 
-def test_batches_are_endless_and_seeded():
-    first, again = (
-        [
-            batch
-            for batch, _ in zip(
-                training_batches(DrawnShapes(3, 33), 2, (33, 33), (1.0,), 0.0, 1), range(3), strict=False
-            )
-        ]
-        for _ in range(2)
-    )
+def test_augmentation_draws_everything():
+    """Every scale, every place and both sides come up."""
+    labels = np.arange(200).reshape(10, 20).astype(np.uint8)
+    photo = np.zeros((10, 20, 3), np.uint8)
+    masks = [augmented(tf.constant(photo), labels, (8, 19), (0, i), (1.0,))[1].numpy() for i in range(100)]
+    corners = {(int(mask[0, 0]), int(mask[0, 1]) - int(mask[0, 0])) for mask in masks}
+    plain = {(20 * top + left, 1) for top in range(3) for left in range(2)}
+    assert corners == plain | {(first + 18, -1) for first, _ in plain}
+    masks = [augmented(tf.constant(photo), labels, (30, 60), (0, i), (0.5, 1.0, 2.0))[1].numpy() for i in range(30)]
+    assert {int((mask != 255).sum()) for mask in masks} == {50, 200, 800}
+
+
+def test_batches_are_endless_and_given_by_the_seed_alone():
+    def batches(seed, others_seed):
+        tf.random.set_seed(others_seed)
+        made = training_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, 1, seed)
+        return [batch for batch, _ in zip(made, range(3), strict=False)]
+
+    first, again, other = batches(1, 2), batches(1, 3), batches(4, 2)
     for (image, mask), (image_2, mask_2) in zip(first, again, strict=True):
         assert image.shape == (2, 33, 33, 3)
         assert mask.dtype == tf.int32
         np.testing.assert_array_equal(image, image_2)
         np.testing.assert_array_equal(mask, mask_2)
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
 
 
 # Where photos and masks come from
@@ -225,7 +239,30 @@ def test_tfds(tmp_path, monkeypatch):
         tfds_photos_and_masks("drawn", "train", 4)
 
 
+@pytest.mark.parametrize("classes", [0, 256])
+def test_classes_that_masks_cannot_hold(folder, classes):
+    with pytest.raises(ValueError, match=f"classes is {classes}: .* expected 1 to 255"):
+        photos_and_masks(folder / "photos", folder / "masks", classes)
+    with pytest.raises(ValueError, match=f"classes is {classes}"):
+        tfds_photos_and_masks("drawn", "train", classes)
+
+
 # Training
+
+
+def test_all_steps_are_trained(folder):
+    assert [whole_rounds(*each) for each in ((19, 10), (2000, 10), (12, 5), (3, 10))] == [1, 10, 4, 3]
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
+    losses = train_segmenter(model, pairs, dataclasses.replace(TINY, steps=5, batch=1), rounds=3)
+    assert int(model.optimizer.iterations) == 5
+    assert len(losses) == 1
+
+
+def test_a_model_that_takes_pixels_is_not_trained():
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, include_preprocessing=True)
+    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+        train_segmenter(model, DrawnShapes(3, 33), TINY)
 
 
 def test_training_learns_and_refuses_what_does_not_fit(folder):
@@ -285,3 +322,9 @@ def test_the_command_trains_on_drawn_shapes(tmp_path):
     pairs = DrawnShapes(300, 33, seed=1)
     found = evaluate_segmenter(Segmenter(tmp_path / "shapes.keras"), pairs)
     assert f"{found.mean_iou:.4f}" == told[1]
+    result = CliRunner().invoke(
+        command_line(), ["evaluate", "segmentation", str(tmp_path / "shapes.keras"), "--shapes", "--json"]
+    )
+    judged = json.loads(result.stdout)
+    assert judged["pixels"] == 300 * 33 * 33
+    assert judged["mean_iou"] == pytest.approx(found.mean_iou)

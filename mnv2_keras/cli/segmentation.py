@@ -41,7 +41,8 @@ def evaluate(
         from mnv2_keras.inference.segmenter import Segmenter
 
         segmenter = Segmenter(weights, scales=numbers(scales), flip=flip)
-    pairs = _pairs(photos, masks, tfds, split, shapes, segmenter.classes or len(segmenter.names), held_out=True)
+    classes = segmenter.classes or len(segmenter.names)
+    pairs = _pairs(photos, masks, tfds, split, shapes, classes, min(segmenter.size), held_out=True)
     names = segmenter.names
     if shapes:
         from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES as names
@@ -107,7 +108,7 @@ def train(
         from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
         from mnv2_keras.training.curves import plot_training
-        from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
+        from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter, whole_rounds
         from mnv2_keras.weights import save_model
 
         recipe = SHAPES if shapes else SegmentationRecipe()
@@ -124,7 +125,7 @@ def train(
         )
     from rich.progress import Progress
 
-    rounds, rows = min(10, recipe.steps), []
+    rounds, rows = whole_rounds(recipe.steps, 10), []
     held_out = _pairs(None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("training", total=rounds)

@@ -45,13 +45,22 @@ class PhotoMaskFolder:
         """
         photo_path, mask_path = self.pairs[index]
         photo, mask = read_image(photo_path), read_mask(mask_path)
-        if photo.shape[:2] != mask.shape:
-            raise ValueError(
-                f"{photo_path.name} is {photo.shape[0]} x {photo.shape[1]}, its mask {mask_path} {mask.shape[0]} x "
-                f"{mask.shape[1]}: they must have the same size."
-            )
+        _check_sizes(photo, mask, photo_path.name, str(mask_path))
         check_labels(mask, self.classes, str(mask_path))
         return photo, mask
+
+
+def _check_sizes(photo: np.ndarray, mask: np.ndarray, name: str, mask_name: str) -> None:
+    if photo.shape[:2] != mask.shape:
+        raise ValueError(
+            f"{name} is {photo.shape[0]} x {photo.shape[1]}, its mask {mask_name} {mask.shape[0]} x {mask.shape[1]}: they must "
+            "have the same size."
+        )
+
+
+def _check_classes(classes: int) -> None:
+    if not 1 <= classes <= IGNORED:
+        raise ValueError(f"classes is {classes}: masks are uint8 and {IGNORED} is ignored, so expected 1 to {IGNORED}.")
 
 
 def check_labels(mask: np.ndarray, classes: int, name: str) -> None:
@@ -74,8 +83,9 @@ def photos_and_masks(photos: str | os.PathLike, masks: str | os.PathLike, classe
 
     Raises:
         FileNotFoundError: there is no such folder, or a photo has no mask.
-        ValueError: a folder holds no images, or two masks the same name.
+        ValueError: a folder holds no images, or two masks the same name; or more than 255 classes.
     """
+    _check_classes(classes)
     masks = Path(masks)
     by_name: dict[str, Path] = {}
     for path in find_images(masks):
@@ -104,8 +114,9 @@ def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | o
         split: such as "train[:90%]".
 
     Raises:
-        ValueError: the data set has no mask of labels.
+        ValueError: the data set has no mask of labels; or more than 255 classes.
     """
+    _check_classes(classes)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir)
@@ -131,15 +142,18 @@ class _TfdsPairs:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for i, example in enumerate(self.builder.as_dataset(split=self.split).as_numpy_iterator()):
-            mask = example[self.key][..., 0].astype(np.uint8)
-            check_labels(mask, self.classes, f"{self.builder.name} {self.split}, example {i}")
-            yield example["image"], mask
+            name = f"{self.builder.name} {self.split}, example {i}"
+            photo, mask = example["image"], example[self.key][..., 0]
+            _check_sizes(photo, mask, name, self.key)
+            check_labels(mask, self.classes, name)
+            yield photo, mask.astype(np.uint8)
 
 
 def augmented(
     image,
     mask,
     crop: tuple[int, int],
+    seed,
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
     flip: float = 0.5,
 ):
@@ -149,6 +163,7 @@ def augmented(
         image: uint8 tensor (H, W, 3).
         mask: uint8 tensor (H, W).
         crop: (height, width) of the result.
+        seed: two int64, which give every draw.
         scales: one is chosen.
         flip: chance of a mirror image.
 
@@ -157,8 +172,12 @@ def augmented(
     """
     import tensorflow as tf
 
-    size = tf.shape(mask)
-    scale = tf.constant(scales, tf.float32)[tf.random.uniform((), 0, len(scales), tf.int32)]
+    size, draws = tf.shape(mask), tf.random.stateless_uniform((4,), seed)
+
+    def drawn(draw: int, count):
+        return tf.minimum(tf.cast(draws[draw] * tf.cast(count, tf.float32), tf.int32), count - 1)
+
+    scale = tf.constant(scales, tf.float32)[drawn(0, len(scales))]
     scaled = tf.maximum(tf.cast(tf.cast(size, tf.float32) * scale, tf.int32), 1)
     pixels = tf.cast(image, tf.float32)
     if tuple(scales) != (1.0,):
@@ -170,16 +189,16 @@ def augmented(
     pixels = tf.pad(pixels - PADDING, [[0, short[0]], [0, short[1]], [0, 0]]) + PADDING
     mask = tf.pad(mask, [[0, short[0]], [0, short[1]]], constant_values=IGNORED)
     room = tf.shape(mask) - tf.constant(crop) + 1
-    top, left = (tf.random.uniform((), 0, room[axis], tf.int32) for axis in (0, 1))
+    top, left = drawn(1, room[0]), drawn(2, room[1])
     pixels = pixels[top : top + crop[0], left : left + crop[1]]
     mask = mask[top : top + crop[0], left : left + crop[1]]
-    mirrored = tf.random.uniform(()) < flip
+    mirrored = draws[3] < flip
     pixels, mask = (tf.cond(mirrored, lambda x=x: x[:, ::-1], lambda x=x: x) for x in (pixels, mask))
     return normalize_image(tf.ensure_shape(pixels, (*crop, 3))), tf.cast(tf.ensure_shape(mask, crop), tf.int32)
 
 
 def training_batches(
-    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, shuffle: int = 256, seed=None
+    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, shuffle: int = 256, seed: int = 0
 ):
     """An endless `tf.data.Dataset` of augmented batches.
 
@@ -188,16 +207,22 @@ def training_batches(
         batch: examples in a batch.
         crop, scales, flip: as in `augmented`.
         shuffle: examples held to draw from.
-        seed: of the order.
+        seed: of order and augmentation.
 
     Returns:
         Batches of float32 (batch, height, width, 3) and int32 (batch, height, width).
     """
     import tensorflow as tf
 
+    from mnv2_keras.data.batches import options
+
     signature = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8))
     data = tf.data.Dataset.from_generator(lambda: iter(pairs), output_signature=signature).repeat()
     data = data.shuffle(shuffle, seed=seed) if shuffle > 1 else data
+
+    def changed(number, example):
+        return augmented(*example, crop, tf.stack([tf.cast(seed, tf.int64), number]), tuple(scales), flip)
+
     # Two at a time: the network needs the cores more.
-    data = data.map(lambda image, mask: augmented(image, mask, crop, tuple(scales), flip), num_parallel_calls=2)
-    return data.batch(batch, drop_remainder=True).prefetch(2)
+    data = data.enumerate().map(changed, num_parallel_calls=2, deterministic=True)
+    return data.batch(batch, drop_remainder=True).prefetch(2).with_options(options())

@@ -7,6 +7,7 @@ from keras import ops
 
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.masks import IGNORED
+from mnv2_keras.taps import takes_pixels
 from mnv2_keras.training.twin import training_twin
 
 
@@ -112,6 +113,11 @@ def compile_segmenter(model: keras.Model, recipe: SegmentationRecipe) -> keras.M
     return model
 
 
+def whole_rounds(steps: int, most: int) -> int:
+    """The most rounds of one length, up to `most`, that make up these steps."""
+    return max(rounds for rounds in range(1, most + 1) if steps % rounds == 0)
+
+
 def train_segmenter(
     model: keras.Model, pairs, recipe: SegmentationRecipe, *, callbacks=(), rounds: int = 10, verbose=0
 ):
@@ -122,14 +128,14 @@ def train_segmenter(
         pairs: gives (photo, mask) at each pass: `photos_and_masks`, `tfds_photos_and_masks`, `DrawnShapes`.
         recipe: how.
         callbacks: of Keras, called at the end of each round.
-        rounds: in how many parts the steps are reported.
+        rounds: in how many parts the steps are reported; fewer where the steps cannot be divided so (`whole_rounds`).
         verbose: as in `Model.fit`.
 
     Returns:
         The losses of the rounds, first to last.
 
     Raises:
-        ValueError: a photo or mask that cannot be used, naming it; or a model of another size or class count.
+        ValueError: a photo or mask that cannot be used, naming it; or a model of another size, class count or range of values.
     """
     import tensorflow as tf
 
@@ -142,12 +148,17 @@ def train_segmenter(
         raise ValueError(
             f"the masks have {pairs.classes} classes, the model {model.output_shape[3]}: build it with classes={pairs.classes}."
         )
+    if takes_pixels(model):
+        raise ValueError(
+            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), training gives -1 to 1: build it without "
+            "include_preprocessing."
+        )
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
     twin = training_twin(model)  # it has the model's variables
     twin.compile(model.optimizer, loss=SegmentationLoss(), jit_compile=False)
     batches = training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed)
-    rounds = min(rounds, recipe.steps)
+    rounds = whole_rounds(recipe.steps, rounds)
     try:
         history = twin.fit(
             batches,
