@@ -62,6 +62,15 @@ def test_int8_file_that_ends_in_labels(small, pictures, tmp_path):
     assert np.mean(found.labels == Segmenter(small).segment(pictures[0]).labels) > 0.5
 
 
+def test_of_many_photos_some_from_everywhere(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("mnv2_keras.export.segmentation.LIMIT", 4)
+    photos = [picture for picture, _ in DrawnShapes(8, 60)]
+    path = tmp_path / "int8.tflite"
+    report = export_segmenter(small, path, "int8", input_type="int8", calibration=photos, refine=())
+    assert report.export.calibration_images == 4
+    assert list(report.agreement) == ["array 0", "array 2", "array 4", "array 6"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -69,6 +78,7 @@ def test_int8_file_that_ends_in_labels(small, pictures, tmp_path):
         ({"labels": ["a"]}, "1 labels for 21 classes"),
         ({"precision": "int8"}, "needs photos to calibrate on"),
         ({"precision": "int4"}, "precision is 'int4'"),
+        ({"batch": 4}, "batch goes with export_litert"),
     ],
 )
 def test_bad_arguments(small, tmp_path, options, message):
@@ -86,6 +96,10 @@ def test_no_photo_to_calibrate_on(small, tmp_path):
 
 def test_what_is_no_segmenter(tmp_path):
     import keras
+
+    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+        model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), include_preprocessing=True)
+        export_segmenter(model, tmp_path / "pixels.tflite")
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="other")
     with pytest.raises(ValueError, match="expected a segmenter's logits"):

@@ -16,6 +16,7 @@ from mnv2_keras.cli.main import command_line
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.data.segmentation import (
+    _TfdsPairs,
     augmented,
     check_labels,
     photos_and_masks,
@@ -239,6 +240,24 @@ def test_tfds(tmp_path, monkeypatch):
         tfds_photos_and_masks("drawn", "train", 4)
 
 
+def test_tfds_masks_are_checked_as_they_are():
+    class Builder:
+        name = "drawn"
+
+        def __init__(self, mask):
+            self.example = {"image": np.zeros((4, 4, 3), np.uint8), "mask": mask}
+
+        def as_dataset(self, split):
+            return tf.data.Dataset.from_tensors(self.example)
+
+    good = np.array([[0, 1, 2, 255]] * 4, np.uint16)[..., None]
+    photo, mask = next(iter(_TfdsPairs(Builder(good), "train", "mask", 3)))
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, good[..., 0])
+    with pytest.raises(ValueError, match="train, example 0 has unknown labels 254, 256, 509"):
+        next(iter(_TfdsPairs(Builder(good + 254), "train", "mask", 3)))  # in 8 bits 256 would be label 0
+
+
 @pytest.mark.parametrize("classes", [0, 256])
 def test_classes_that_masks_cannot_hold(folder, classes):
     with pytest.raises(ValueError, match=f"classes is {classes}: .* expected 1 to 255"):
@@ -257,6 +276,18 @@ def test_all_steps_are_trained(folder):
     losses = train_segmenter(model, pairs, dataclasses.replace(TINY, steps=5, batch=1), rounds=3)
     assert int(model.optimizer.iterations) == 5
     assert len(losses) == 1
+
+
+def test_frozen_batch_norms_stay_as_they_are(folder):
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [norm.get_weights() for norm in norms]
+    recipe = dataclasses.replace(TINY, fine_tune_batch_norm=False, batch_norm_momentum=0.5)
+    train_segmenter(model, photos_and_masks(folder / "photos", folder / "masks", 4), recipe)
+    for norm, values in zip(norms, before, strict=True):
+        assert len(values) == 4  # gamma, beta, mean, variance
+        for ours, theirs in zip(norm.get_weights(), values, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_model_that_takes_pixels_is_not_trained():
