@@ -1,9 +1,11 @@
 """What the classes are called: ImageNet, Pascal VOC and COCO, and probabilities put into words."""
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from numbers import Integral
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +53,21 @@ def coco_labels() -> dict[int, str]:
     it keep an output for them: `coco_labels().get(id)` is None there. Id 0 is the background.
     """
     return {int(number): label for number, label in (line.split(" ", 1) for line in _lines("coco"))}
+
+
+def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
+    """The lines of `labels.txt` in the folder of a `.keras` or `.tflite` file, as this package's trainings leave it.
+
+    Args:
+        weights: a path; anything else has no labels beside it.
+        classes: of the network; a file of another number of lines belongs to something else.
+    """
+    path = Path(weights) if isinstance(weights, str | os.PathLike) else None
+    if path is None or path.suffix not in (".keras", ".tflite"):
+        return None
+    file = path.expanduser().with_name("labels.txt")
+    labels = tuple(file.read_text("utf-8").splitlines()) if file.is_file() else ()
+    return labels if len(labels) == classes else None
 
 
 def decode_predictions(probs, top: int = 5, labels: Sequence[str] | None = None) -> list[list[Prediction]]:

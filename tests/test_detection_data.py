@@ -36,7 +36,7 @@ def coco(**parts):
             {"id": 3, "file_name": "b.png", "height": 10, "width": 10},
         ],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 18, "bbox": [4, 5, 20, 10], "iscrowd": 0},
+            {"id": 1, "image_id": 7, "category_id": 18, "bbox": [4, 5, 20, 10], "iscrowd": 0, "area": 77.5},
             {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, -5, 20, 10], "iscrowd": 1},
         ],
         "categories": [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}],
@@ -60,6 +60,7 @@ def test_coco_json(tmp_path, photos):
     )  # the second cut at the border
     assert first.classes.tolist() == [1, 0]
     assert first.crowd.tolist() == [False, True]
+    assert first.areas.tolist() == [77.5, 200], "the mask's, where the file has it"
     assert first.pixels().shape == (20, 40, 3)
     assert (second.boxes.shape, second.number) == ((0, 4), 3)
     published = read_coco(written(tmp_path, coco()), photos, coco_categories()[1])
@@ -70,10 +71,10 @@ def test_coco_json(tmp_path, photos):
 def test_boxes_without_area_are_listed(tmp_path, photos):
     rows = [
         {"id": i, "image_id": 7, "category_id": 1, "bbox": box}
-        for i, box in enumerate([[1, 1, 0, 5], [1, 1, float("nan"), 5], [50, 1, 5, 5], [1, 1], "x"])
+        for i, box in enumerate([[1, 1, 0, 5], [1, 1, float("nan"), 5], [50, 1, 5, 5]])
     ]
     data = read_coco(written(tmp_path, coco(annotations=rows)), photos)
-    assert len(data.skipped) == 5
+    assert len(data.skipped) == 3
     assert "annotation 2 has the box [50, 1, 5, 5]" in data.skipped[2]
     assert len(data.examples[0].boxes) == 0
 
@@ -87,6 +88,23 @@ def test_boxes_without_area_are_listed(tmp_path, photos):
         (coco(annotations=[{"image_id": 7}]), r"annotations\[0\] has no 'category_id'"),
         (coco(annotations=[{"id": 5, "image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1]}]), "image 99"),
         (coco(categories=[{"id": 1, "name": "person"}]), "category 18"),
+        (
+            coco(images=[{"id": 7, "file_name": "a.png", "height": 0, "width": 40}]),
+            r"images\[0\] \(a.png\) has the height 0",
+        ),
+        (coco(images=[{"id": 7, "file_name": "a.png", "height": 9, "width": "40"}]), "the width '40': expected pixels"),
+        (
+            coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [1, 1]}]),
+            r"annotations\[0\] has the bbox \[1, 1\]",
+        ),
+        (
+            coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": "abcd"}]),
+            "the bbox 'abcd': expected x, y, width",
+        ),
+        (
+            coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [1, 1, 2, 2], "area": "4"}]),
+            r"instances.json: annotations\[0\] has the area '4'",
+        ),
     ],
 )
 def test_bad_coco_files(tmp_path, photos, document, message):
@@ -121,6 +139,9 @@ def test_pascal_voc(tmp_path, photos):
         read_voc(folder, photos, labels=["cat"])
     with pytest.raises(FileNotFoundError, match=r"about a\.png"):
         read_voc(folder)
+    (folder / "b.xml").write_text(VOC.replace("<width>40", "<width>0"))
+    with pytest.raises(ValueError, match=r"b\.xml is no whole Pascal VOC annotation \(its size is 0 x 20\)"):
+        read_voc(folder, photos)
     (folder / "b.xml").write_text(VOC[:100])
     with pytest.raises(ValueError, match=r"b\.xml is no whole Pascal VOC"):
         read_voc(folder, photos)
@@ -164,6 +185,21 @@ def test_batches_pad_objects_and_leave_crowds_out():
     np.testing.assert_array_equal(truth["boxes"][0], examples()[0].boxes)
     with pytest.raises(ValueError, match="no images to train on"):
         detection_batches([], (32, 32), 2)
+
+
+def test_a_photo_that_cannot_be_read_is_left_out_and_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    whole = draw_shapes(0, 48)
+    bad = DetectionExample(tmp_path / "broken.jpg", whole.boxes, whole.classes, whole.crowd)
+    broken = {}
+    ((images, _),) = detection_batches([whole, bad, whole], (32, 32), 3, repeat=False, broken=broken)
+    assert len(images) == 2
+    assert list(broken) == [str(tmp_path / "broken.jpg")]
+    assert list(detection_batches([bad], (32, 32), 1)) == [], "endless batches of nothing end"
+
+
+def test_batches_are_made_without_autotune():
+    assert detection_batches(examples(), (32, 32), 2).options().autotune.enabled is False
 
 
 def test_endless_batches_with_augmentation():
@@ -236,6 +272,7 @@ def test_tfds(tmp_path, name, labels, expected):
             "bbox": np.float32([[[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]], [[0.3, 0.3, 0.3, 0.9], [0.25, 0, 1, 0.5]]]),
             "label": np.array([[0, 1], [0, 1]]),
             "is_crowd": np.array([[False, True], [False, False]]),
+            "is_difficult": np.array([[False, False], [False, True]]),
         },
     }
     features = tfds.features
@@ -251,6 +288,7 @@ def test_tfds(tmp_path, name, labels, expected):
                         "bbox": features.BBoxFeature(),
                         "label": features.ClassLabel(names=labels),
                         "is_crowd": np.bool_,
+                        "is_difficult": np.bool_,
                     }
                 ),
             }
@@ -266,4 +304,6 @@ def test_tfds(tmp_path, name, labels, expected):
     assert first.crowd.tolist() == [False, True]
     assert (first.number, second.number) == (70, 71)
     assert second.classes.tolist() == expected[1:], "a box without area is left out"
+    assert second.crowd.tolist() == [True], "what is difficult counts as crowd"
+    assert list(data.skipped) == [f"image 71: {labels[0]} has a box without area inside its image"]
     assert (data.labels[expected[1]], data.categories[expected[1]]) == (labels[1], expected[1] + 1)

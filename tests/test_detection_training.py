@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from mnv2_keras import build_ssdlite_mobilenetv2, ssd_anchors
 from mnv2_keras.cli.main import command_line
-from mnv2_keras.data.detection import DetectionData, DetectionExample, detection_batches
+from mnv2_keras.data.detection import DetectionData, DetectionExample, detection_batches, read_coco
 from mnv2_keras.data.detection_shapes import drawn_shapes
 from mnv2_keras.evaluation.coco import METRICS, evaluate_coco
-from mnv2_keras.evaluation.detection import evaluate_detector
+from mnv2_keras.evaluation.detection import coco_results, evaluate_detector
 from mnv2_keras.inference.detector import Detector
 from mnv2_keras.training.detection import PAPER, SHAPES, Diverged, train_detector
 
@@ -131,7 +131,16 @@ def test_results_that_do_not_belong(tmp_path):
         evaluate_coco(truth, [rows[0] | {"image_id": 9}])
     with pytest.raises(FileNotFoundError, match="no results file"):
         evaluate_coco(truth, tmp_path / "none.json")
-    for content, message in (("[{", "no whole JSON"), ('[{"image_id": 1}]', "no COCO results file")):
+    short = [rows[0], rows[1] | {"bbox": [1, 2, 3]}]
+    with pytest.raises(ValueError, match=r"results\[1\] has the bbox \[1, 2, 3\]: expected x, y, width and height"):
+        evaluate_coco(truth, short)
+    with pytest.raises(ValueError, match=r"annotations\[0\] has the bbox \[1\]"):
+        evaluate_coco(truth | {"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1]}]}, rows)
+    for content, message in (
+        ("[{", "no whole JSON"),
+        ('[{"image_id": 1}]', "no COCO results file"),
+        (json.dumps(short), r"bad.json: results\[1\] has the bbox"),
+    ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             evaluate_coco(truth, tmp_path / "bad.json")
@@ -166,6 +175,53 @@ def test_a_perfect_detector_scores_one(model, monkeypatch):
     np.testing.assert_allclose([found["AP"], found["AP50"]], 1.0)
 
 
+def test_by_size_it_counts_the_areas_of_the_file_as_pycocotools_does(model, tmp_path, monkeypatch):
+    """Areas of masks are smaller than their boxes: some objects of medium boxes are small."""
+    from PIL import Image
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    drawn = drawn_shapes(6, SIDE, held_out=True)
+    document = {"images": [], "annotations": [], "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]}
+    for number, example in enumerate(drawn.examples, 11):
+        Image.fromarray(example.image).resize((200, 200)).save(tmp_path / f"{number}.png")
+        document["images"].append({"id": number, "file_name": f"{number}.png", "height": 200, "width": 200})
+        for box, label in zip(example.boxes.astype(float) * 200, example.classes.tolist(), strict=True):
+            bbox = [box[1], box[0], box[3] - box[1], box[2] - box[0]]
+            row = {"id": len(document["annotations"]) + 1, "image_id": number, "category_id": label + 1, "bbox": bbox}
+            row |= {"area": bbox[2] * bbox[3] * (0.2 if row["id"] % 2 else 1), "iscrowd": 0}
+            document["annotations"].append(row)
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    data = read_coco(tmp_path / "truth.json", tmp_path)
+    encodings, logits = (np.concatenate(parts) for parts in zip(*perfect(drawn), strict=True))
+    answer = {"box_encodings": encodings, "class_predictions_with_background": logits}
+    monkeypatch.setattr(model, "predict_on_batch", lambda images: answer)
+    ours = evaluate_detector(model, data, score_threshold=0.5)
+    assert ours["AP_small"] > 0.9
+    assert ours["AP_medium"] > 0.9
+
+    seen = {"images": [], "annotations": []}
+    rows = list(coco_results(model, data, seen, score_threshold=0.5))
+    for row in rows:
+        row["image_id"] = int(seen["images"][row["image_id"] - 1]["file_name"])
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    theirs = COCO(str(tmp_path / "truth.json"))
+    run = COCOeval(theirs, theirs.loadRes(str(tmp_path / "results.json")), "bbox")
+    for step in (run.evaluate, run.accumulate, run.summarize):
+        step()
+    np.testing.assert_allclose(list(ours.values()), run.stats, atol=1e-9)
+
+
+def test_models_that_take_pixels_are_refused():
+    own = build_ssdlite_mobilenetv2(0.1, (SIDE, SIDE, 3), classes=3, min_depth=8, include_preprocessing=True)
+    data = drawn_shapes(2, SIDE)
+    batches = detection_batches(data.examples, (SIDE, SIDE), 2)
+    calls = (lambda: Detector(own), lambda: evaluate_detector(own, data), lambda: train_detector(own, batches, TINY))
+    for call in calls:
+        with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
+            call()
+
+
 def test_classes_must_be_the_same(model):
     one = DetectionExample(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool))
     with pytest.raises(ValueError, match="3 classes, the data 2"):
@@ -188,6 +244,11 @@ def test_the_detector_and_its_command(model, testdata, tmp_path):
     model.save(folder / "detector.keras")
     (folder / "labels.txt").write_text("circle\nsquare\ntriangle\n")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "labels.txt").write_text("of\nsomething\nelse\nhere\n")
+    model.save(tmp_path / "other.keras")
+    assert Detector(tmp_path / "other.keras").labels == ("class 1", "class 2", "class 3"), (
+        "four lines are not its labels"
+    )
     arguments = ["--weights", str(folder / "detector.keras"), "--score", "0", "--top", "3", "-o", str(tmp_path / "out")]
     runner = CliRunner()
     done = runner.invoke(command_line(), ["detect", str(photo), str(tmp_path / "broken.jpg"), "--json", *arguments])
@@ -268,6 +329,24 @@ def test_the_training_command(tmp_path, few_shapes):
     assert (tmp_path / "labels.txt").read_text().splitlines() == ["circle", "square", "triangle"]
 
 
+def test_the_training_command_names_a_photo_it_cannot_read(tmp_path):
+    from PIL import Image
+
+    document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    for number in (1, 2):
+        Image.new("RGB", (60, 60)).save(tmp_path / f"{number}.png")
+        document["images"].append({"id": number, "file_name": f"{number}.png", "height": 60, "width": 60})
+        document["annotations"].append({"image_id": number, "category_id": 1, "bbox": [9, 9, 20, 20]})
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    options = ["--alpha", "0.1", "--side", str(SIDE), "--steps", "1", "--batch", "1"]
+    data = ["--annotations", str(tmp_path / "truth.json"), "--images", str(tmp_path)]
+    done = CliRunner().invoke(command_line(), ["train", "detection", "-o", str(tmp_path / "out"), *data, *options])
+    assert done.exit_code == 0, done.output
+    assert "1 images could not be read" in done.stderr
+    assert "2.png is not an image" in done.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -275,6 +354,7 @@ def test_the_training_command(tmp_path, few_shapes):
         ["train", "detection", "-o", "x", "--shapes", "--recipe", "none"],
         ["train", "detection", "-o", "x", "--images", "folder"],
         ["evaluate", "detection", "--results", "x.json"],
+        ["evaluate", "detection", "weights.keras", "--shapes", "--limit", "100"],
     ],
 )
 def test_bad_use_is_a_value_error(arguments, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The evaluation against scikit-learn, in shards, in parts, and on bad input."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 
 from mnv2_keras.data.augmentation import evaluated
-from mnv2_keras.data.classification import Examples
+from mnv2_keras.data.classification import Examples, TfdsExamples, read_examples
 from mnv2_keras.evaluation import classification
 from mnv2_keras.evaluation.classification import (
     Counts,
@@ -19,12 +20,14 @@ from mnv2_keras.evaluation.classification import (
     merge,
     output_of_label,
     parse_shard,
+    weights_digest,
     wilson,
 )
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.evaluation.engines import as_probabilities, open_engine
 from mnv2_keras.labels import imagenet_labels
 from mnv2_keras.models.classifier import build_mobilenetv2
+from mnv2_keras.registry import list_checkpoints
 from mnv2_keras.taps import endpoints
 
 CLASSES = 7
@@ -137,7 +140,54 @@ def test_a_receipt_holds_what_it_takes_to_see_it_again(whole, tmp_path):
         "central_fraction",
         "versions",
     } <= about.keys()
+    assert about["versions"].keys() >= {
+        "mnv2_keras",
+        "python",
+        "tensorflow",
+        "keras",
+        "numpy",
+        "pillow",
+        "ai-edge-litert",
+    }
     assert load_evaluation(tmp_path / "receipt.json").as_dict() == whole.as_dict()
+
+
+def test_other_weights_are_another_evaluation(model, examples, tmp_path):
+    """A model in memory has no file: its values tell."""
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    last = other.get_layer("Logits-Conv2d_1c_1x1")
+    last.kernel.assign(-last.kernel)
+    counted = []
+    for network, number in ((model, 1), (other, 1), (other, 2)):
+        part = evaluate(network, examples, data_name="noise", shard=(number, 2), folder=tmp_path / "parts")
+        counted.append(part.counts.confusion)
+        part.save(tmp_path / f"{len(counted)}.json")
+    assert counted[0] != counted[1], "the parts of the other weights are not taken"
+    with pytest.raises(ValueError, match="they differ in sha256"):
+        merge([tmp_path / "1.json", tmp_path / "3.json"])
+    assert merge([tmp_path / "2.json", tmp_path / "3.json"]).images == 60
+
+
+def test_digests_of_files_folders_and_checkpoints(model, tmp_path):
+    from mnv2_keras.convert.checkpoint import sha256_of
+    from mnv2_keras.weights import save_checkpoint
+
+    prefix = save_checkpoint(model, tmp_path / "first" / "model.ckpt")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    seen = {weights_digest(prefix), weights_digest(tmp_path / "second" / "model.ckpt")}
+    assert len(seen) == 1, "the folder's name does not count"
+    folders = [weights_digest(tmp_path / name) for name in ("first", "second")]
+    assert folders[0] == folders[1]
+    (data,) = (tmp_path / "second").glob("*.data-*")
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    assert weights_digest(tmp_path / "second" / "model.ckpt") not in seen
+    assert weights_digest(tmp_path / "second") != folders[0]
+    assert weights_digest(data) == sha256_of(data)
+    published = next(record for record in list_checkpoints() if record.sha256)
+    assert weights_digest(published.name) == published.sha256
+    model.save(tmp_path / "model.keras")
+    assert weights_digest(keras.models.load_model(tmp_path / "model.keras")) == weights_digest(model)
 
 
 def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, monkeypatch):
@@ -156,6 +206,55 @@ def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, m
     assert again.counts.confusion == whole.counts.confusion
     evaluate(model, examples, data_name="noise", folder=tmp_path, central_fraction=1.0)
     assert len(counted) == 4  # another preprocessing is another evaluation
+
+
+def stored(tmp_path, name, labels):
+    """A data set that TFDS itself writes, of noise in one channel."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 16, 16, 1), np.uint8)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=features.FeaturesDict(
+            {"image": features.Image(shape=(16, 16, 1)), "label": features.ClassLabel(names=list("abcdefg"))}
+        ),
+        split_datasets={"test": tf.data.Dataset.from_tensor_slices({"image": images, "label": np.int64(labels)})},
+        data_dir=tmp_path,
+    )
+    tfds.core.add_data_dir(tmp_path)
+    return read_examples(name)
+
+
+def test_tfds_is_gone_through_once(model, tmp_path, monkeypatch):
+    examples = stored(tmp_path / "tfds", "noise_in_parts", np.arange(30) % CLASSES)
+    reference = evaluate(model, examples)
+    monkeypatch.setattr(classification, "PART", 4)
+    passes, dataset = [], TfdsExamples.dataset
+    monkeypatch.setattr(TfdsExamples, "dataset", lambda self: passes.append(1) or dataset(self))
+    for number in (1, 2):
+        evaluate(model, examples, shard=(number, 2), folder=tmp_path / "parts").save(tmp_path / f"{number}.json")
+        assert len(passes) == number
+    assert merge([tmp_path / "1.json", tmp_path / "2.json"]).counts.confusion == reference.counts.confusion
+    for name in ("part-1-of-2-00001.json", "part-1-of-2-00003.json"):  # the last one has three images
+        (tmp_path / "parts" / name).unlink()
+    again = evaluate(model, examples, shard=(1, 2), folder=tmp_path / "parts")
+    assert again.counts.confusion == load_evaluation(tmp_path / "1.json").counts.confusion
+    assert len(passes) == 3
+
+
+def test_labels_that_are_none_are_told(model, tmp_path):
+    with pytest.raises(ValueError, match="Label -1 is out of range: there are 7 classes"):
+        evaluate(model, stored(tmp_path, "noise_without_labels", [-1] * 4))
+
+
+def test_a_model_that_takes_pixels_is_refused(examples):
+    own = build_mobilenetv2(
+        input_shape=(16, 16, 1), classes=CLASSES, table=((1, 8, 1, 1),), stem_channels=8, include_preprocessing=True
+    )
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
+        evaluate(own, examples)
 
 
 def test_litert_says_what_keras_says(model, examples, whole, tmp_path):
@@ -189,6 +288,9 @@ def test_broken_images_are_named_and_not_counted(model, tmp_path):
     found = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg")))
     assert found.images == 3
     assert list(found.counts.broken) == [str(paths[2])]
+    known = {str(paths[2]): "met in training", "another.png": "too"}
+    again = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), known))
+    assert list(again.counts.broken) == [str(paths[2])], "known before, and not judged now either"
     for path in paths:
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="None of the images can be judged"):

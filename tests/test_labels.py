@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from mnv2_keras.labels import Prediction, coco_labels, decode_predictions, imagenet_labels, voc_labels
+from mnv2_keras.labels import (
+    Prediction,
+    coco_labels,
+    decode_predictions,
+    imagenet_labels,
+    labels_beside,
+    voc_labels,
+)
 
 
 def test_imagenet_is_the_published_list(testdata):
@@ -65,6 +72,17 @@ def test_coco_shares_voc_s_things():
         "tvmonitor": "tv",
     }
     assert {renamed.get(name, name) for name in voc_labels()[1:]} <= set(coco_labels().values())
+
+
+def test_labels_beside_are_of_a_file_that_has_them(tmp_path, monkeypatch):
+    (tmp_path / "labels.txt").write_text("ant\nbee\n")
+    assert labels_beside(tmp_path / "model.keras", 2) == ("ant", "bee")
+    assert labels_beside(str(tmp_path / "model.tflite"), 2) == ("ant", "bee")
+    assert labels_beside(tmp_path / "model.keras", 3) is None, "another number"
+    monkeypatch.chdir(tmp_path)
+    for weights in ("mobilenet_v2_1.0_224", "mobilenet_v2_1.0_224.tgz", tmp_path, None, object()):
+        assert labels_beside(weights, 2) is None
+    assert labels_beside(tmp_path / "none" / "model.keras", 2) is None
 
 
 def test_best_first():

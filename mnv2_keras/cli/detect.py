@@ -43,7 +43,7 @@ def detect(
         detector = Detector(weights, labels=labels, score_threshold=score, max_detections=top)
     lines, broken = [], 0
     table = Table("photo", "label", "score", "left", "top", "width", "height")
-    results = advancing(detector.stream(paths, skip_broken=True), len(paths))
+    results = advancing(detector.stream(paths, skip_broken=True), len(paths), "detecting")
     for path, name, result in zip(paths, free_names(paths), results, strict=True):
         if isinstance(result, Exception):
             broken += 1

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mnv2_keras.cli.detect import COCO
 from mnv2_keras.cli.screen import Json, err, out, print_json, working
+from mnv2_keras.cli.training import show_broken
 
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO JSON of boxes, or a folder of Pascal VOC XML files; with --images.")
@@ -43,6 +44,8 @@ def evaluate(
 
         metrics = evaluate_coco(annotations, results, limit=limit)
     else:
+        if limit is not None:
+            raise ValueError("--limit goes with --results FILE only: a detector is judged on all images of its data.")
         with working("converting"):
             from mnv2_keras.evaluation.detection import evaluate_detector
             from mnv2_keras.models.conversion import open_model
@@ -55,6 +58,7 @@ def evaluate(
             total = len(data.examples)
             bar = progress.add_task("evaluating", total=total)
             metrics = evaluate_detector(model, data, progress=lambda done: progress.update(bar, completed=done))
+        tell_left_out(data.skipped)
     if as_json:
         print_json(metrics)
         return
@@ -129,10 +133,10 @@ def train(
             batch_norm_momentum=followed.batch_norm_momentum,
             weight_decay=followed.weight_decay,
         )
-    for reason in data.skipped:
-        err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+    listed, broken = len(data.skipped), {}
+    tell_left_out(data.skipped)
     augment = augmentation(followed.flip, followed.crop)
-    batches = detection_batches(data.examples, size, followed.batch, augment=augment, seed=seed)
+    batches = detection_batches(data.examples, size, followed.batch, augment=augment, seed=seed, broken=broken)
     held_out = read_data(None, None, None, split, True, side=followed.side, held_out=True) if shapes else None
 
     def judged():
@@ -140,25 +144,29 @@ def train(
 
     from rich.progress import Progress
 
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task("training", total=followed.steps)
+    try:
+        with Progress(console=err, transient=True) as progress:
+            bar = progress.add_task("training", total=followed.steps)
 
-        def told(row):
-            words = "".join(
-                f", {name} {row[name]:.3f}" for name in ("localization", "classification", "AP50") if name in row
+            def told(row):
+                words = "".join(
+                    f", {name} {row[name]:.3f}" for name in ("localization", "classification", "AP50") if name in row
+                )
+                progress.update(bar, completed=row["step"], description=f"training{words}")
+
+            rows = train_detector(
+                model,
+                batches,
+                followed,
+                anchors=ssd_anchors(size),
+                evaluate=judged if held_out else None,
+                every=every,
+                log=output / "training.csv",
+                progress=told,
             )
-            progress.update(bar, completed=row["step"], description=f"training{words}")
-
-        rows = train_detector(
-            model,
-            batches,
-            followed,
-            anchors=ssd_anchors(size),
-            evaluate=judged if held_out else None,
-            every=every,
-            log=output / "training.csv",
-            progress=told,
-        )
+    finally:
+        tell_left_out(data.skipped[listed:])
+        show_broken(dict(broken))
     path = save_model(model, output / "detector.keras")
     write_text(output / "labels.txt", "".join(f"{label or 'unused'}\n" for label in data.labels))
     curve = plot_training(rows, output / "training.png")
@@ -166,6 +174,12 @@ def train(
     out.print(
         f"{followed.steps} steps in {rows[-1]['seconds']:.0f} s{ending}; written: {path}, {curve}", highlight=False
     )
+
+
+def tell_left_out(reasons) -> None:
+    """Name the boxes that were left out."""
+    for reason in reasons:
+        err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_data(annotations, images, tfds, split, shapes, model=None, *, side=96, held_out=False):

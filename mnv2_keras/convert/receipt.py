@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras import __version__
+
 #: A difference below this is float noise of numbers near zero, whatever the range.
 _TINY = 1e-12
 
@@ -126,8 +128,9 @@ class Receipt:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages whose arithmetic takes part."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "keras", "numpy")}
+    """Of this package, Python, and the packages that decode photos and count."""
+    packages = ("tensorflow", "keras", "numpy", "pillow", "ai-edge-litert")
+    return {"mnv2_keras": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def write_text(path: Path, text: str) -> Path:

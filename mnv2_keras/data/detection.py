@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from mnv2_keras.images import read_image
+from mnv2_keras.images import ImageError, read_image
 from mnv2_keras.labels import coco_labels, voc_labels
 
 
@@ -23,6 +24,8 @@ class DetectionExample:
         classes: int32 (N,), 0-based.
         crowd: bool (N,): boxes around many objects. They are not trained on, and evaluation asks nothing of them.
         number: COCO's id of the image.
+        areas: float64 (N,), in pixels, by which evaluation tells small from large: COCO's are those of the objects' masks. None
+            for width x height.
     """
 
     image: Path | np.ndarray
@@ -30,6 +33,7 @@ class DetectionExample:
     classes: np.ndarray
     crowd: np.ndarray
     number: int = 0
+    areas: np.ndarray | None = None
 
     def pixels(self) -> np.ndarray:
         """uint8 (H, W, 3); see `read_image` for its errors."""
@@ -44,22 +48,23 @@ class DetectionData:
         examples: of a sequence, or anything that can be iterated over again.
         labels: name of each class, None where the numbering has a hole.
         categories: COCO's id of each class.
-        skipped: what was left out, each with its reason.
+        skipped: what was left out, each with its reason; of TFDS it is filled as the examples are gone through.
     """
 
     examples: Iterable[DetectionExample]
     labels: tuple[str | None, ...]
     categories: tuple[int, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: Sequence[str] = ()
 
 
-def _example(image, boxes, classes, crowd, number=0) -> DetectionExample:
+def _example(image, boxes, classes, crowd, number=0, areas=None) -> DetectionExample:
     return DetectionExample(
         image,
         np.asarray(boxes, np.float32).reshape(-1, 4),
         np.asarray(classes, np.int32).reshape(-1),
         np.asarray(crowd, bool).reshape(-1),
         number,
+        None if areas is None else np.asarray(areas, np.float64).reshape(-1),
     )
 
 
@@ -81,7 +86,8 @@ def read_coco(annotations, images, categories: Sequence[int] | None = None) -> D
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the JSON is damaged or no COCO detection file; an annotation of a category or image that is not there.
+        ValueError: the JSON is damaged or no COCO detection file; an annotation of a category or image that is not there, or
+            without four numbers as its box; an image without a size.
     """
     path, folder = Path(annotations), Path(images)
     if not folder.is_dir():
@@ -109,10 +115,12 @@ def read_coco(annotations, images, categories: Sequence[int] | None = None) -> D
                 f"{path.name}: annotation {each.get('id')} has the box {each['bbox']}, which has no area inside its image"
             )
         else:
-            objects.append((box, class_of[each["category_id"]], bool(each.get("iscrowd", 0))))
-    examples = [
-        _example(folder / image["file_name"], *_columns(objects), number) for number, (image, objects) in found.items()
-    ]
+            area = each.get("area", each["bbox"][2] * each["bbox"][3])
+            objects.append((box, class_of[each["category_id"]], bool(each.get("iscrowd", 0)), area))
+    examples = []
+    for number, (image, objects) in found.items():
+        boxes, classes, crowd, areas = _columns(objects, 4)
+        examples.append(_example(folder / image["file_name"], boxes, classes, crowd, number, areas))
     return DetectionData(examples, tuple(names.get(number) for number in ids), ids, tuple(skipped))
 
 
@@ -157,15 +165,33 @@ def coco_document(path) -> dict:
             missing = [key for key in keys if not isinstance(row, dict) or key not in row]
             if missing:
                 raise ValueError(f"{path}: {part}[{i}] has no {missing[0]!r}: it is no COCO detection file.")
+    for i, row in enumerate(document["images"]):
+        if not all(isinstance(row[side], Real) and row[side] > 0 for side in ("height", "width")):
+            raise ValueError(
+                f"{path}: images[{i}] ({row['file_name']}) has the height {row['height']!r} and the width {row['width']!r}: "
+                "expected pixels, 1 or more."
+            )
+    check_boxes(document["annotations"], f"{path}: annotations")
     return document
+
+
+def check_boxes(rows: Iterable[dict], where: str) -> None:
+    """Whether each row's `bbox` is four numbers, and its `area` one, if it has one.
+
+    Raises:
+        ValueError: the first that is not, after `where` and its number.
+    """
+    for i, row in enumerate(rows):
+        box = row["bbox"]
+        if not (isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(value, Real) for value in box)):
+            raise ValueError(f"{where}[{i}] has the bbox {box!r}: expected x, y, width and height, in pixels.")
+        if not isinstance(row.get("area", 0), Real):
+            raise ValueError(f"{where}[{i}] has the area {row['area']!r}: expected a number of pixels.")
 
 
 def _corners(bbox, height: int, width: int) -> list[float] | None:
     """COCO's x, y, width, height in pixels as corners in parts of the image, cut at its border; None without area."""
-    try:
-        x, y, w, h = (float(value) for value in bbox)
-    except (TypeError, ValueError):
-        return None
+    x, y, w, h = bbox
     return inside([y / height, x / width, (y + h) / height, (x + w) / width])
 
 
@@ -176,9 +202,9 @@ def inside(box: Sequence[float]) -> list[float] | None:
     return cut if whole and cut[0] < cut[2] and cut[1] < cut[3] else None
 
 
-def _columns(objects: list[tuple]) -> tuple:
-    """Boxes, classes and crowds of the objects of one image."""
-    return tuple(zip(*objects, strict=True)) or ((), (), ())
+def _columns(objects: list[tuple], count: int = 3) -> tuple:
+    """Boxes, classes, crowds (and areas) of the objects of one image."""
+    return tuple(zip(*objects, strict=True)) or ((),) * count
 
 
 def _few(values) -> str:
@@ -211,6 +237,8 @@ def read_voc(folder, images=None, labels: Sequence[str] | None = None) -> Detect
         try:
             root = ElementTree.parse(path).getroot()  # the standard parser loads nothing from outside the file
             width, height = (int(root.find(f"size/{side}").text) for side in ("width", "height"))
+            if min(width, height) < 1:
+                raise ValueError(f"its size is {width} x {height}")
             objects = [_voc_object(each) for each in root.iter("object")]
             name = Path((root.findtext("filename") or path.with_suffix(".jpg").name).strip()).name
         except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
@@ -246,6 +274,9 @@ def _voc_object(element) -> tuple[str, tuple[float, ...], bool]:
 def read_tfds(name: str, split: str, data_dir=None) -> DetectionData:
     """Images and boxes of a TFDS data set: `coco/2017`, `voc/2012`, or another with `image` and `objects` (`bbox`, `label`).
 
+    Objects that are marked difficult count as crowd. Boxes without area are left out, and listed in `skipped` as the examples are
+    gone through.
+
     Raises:
         ValueError: it has no boxes; TFDS is not installed.
     """
@@ -268,7 +299,8 @@ def read_tfds(name: str, split: str, data_dir=None) -> DetectionData:
     else:
         labels, categories = tuple(names), tuple(range(1, len(names) + 1))
         class_of = np.arange(len(names), dtype=np.int32)
-    return DetectionData(_TfdsExamples(dataset, class_of), labels, categories)
+    examples = _TfdsExamples(dataset, class_of, tuple(names))
+    return DetectionData(examples, labels, categories, examples.skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,20 +309,37 @@ class _TfdsExamples:
 
     dataset: object
     class_of: np.ndarray
+    names: tuple[str, ...]
+    skipped: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[DetectionExample]:
         for number, row in enumerate(self.dataset.as_numpy_iterator(), start=1):
-            objects = row["objects"]
+            objects, number = row["objects"], int(row.get("image/id", number))
             kept = [i for i, box in enumerate(objects["bbox"].tolist()) if inside(box)]
-            crowd = objects.get("is_crowd", np.zeros(len(objects["label"]), bool))
+            for i in sorted(set(range(len(objects["label"]))) - set(kept)):
+                reason = f"image {number}: {self.names[objects['label'][i]]} has a box without area inside its image"
+                if reason not in self.skipped:  # the examples are gone through again and again
+                    self.skipped.append(reason)
+            crowd = np.zeros(len(objects["label"]), bool)
+            for mark in ("is_crowd", "is_difficult"):
+                crowd = crowd | objects.get(mark, False)
             boxes, labels = np.clip(objects["bbox"][kept], 0, 1), self.class_of[objects["label"][kept]]
-            yield _example(row["image"], boxes, labels, crowd[kept], int(row.get("image/id", number)))
+            yield _example(row["image"], boxes, labels, crowd[kept], number)
 
 
-def detection_batches(examples, size: tuple[int, int], batch: int, *, augment=None, repeat: bool = True, seed: int = 0):
+def detection_batches(
+    examples,
+    size: tuple[int, int],
+    batch: int,
+    *,
+    augment=None,
+    repeat: bool = True,
+    seed: int = 0,
+    broken: dict[str, str] | None = None,
+):
     """Batches for training: preprocessed images, and their objects padded to one length.
 
     Args:
@@ -300,6 +349,7 @@ def detection_batches(examples, size: tuple[int, int], batch: int, *, augment=No
         augment: `(image, boxes, classes) -> the same`, on TensorFlow tensors before resizing (see `augmentation`).
         repeat: go through the examples for ever, shuffled, or once, in order.
         seed: of the shuffling.
+        broken: filled with the photos that cannot be read, and why; they are left out.
 
     Returns:
         A `tf.data.Dataset` of (float32 (B, H, W, 3) in [-1, 1], `{"boxes", "classes", "num"}`).
@@ -309,15 +359,22 @@ def detection_batches(examples, size: tuple[int, int], batch: int, *, augment=No
     """
     import tensorflow as tf
 
+    from mnv2_keras.data.batches import options
     from mnv2_keras.detection import preprocess_detection_image
 
+    broken = {} if broken is None else broken
     if next(iter(examples), None) is None:
         raise ValueError("There are no images to train on: check the annotations and the folder.")
 
     def rows():
         for example in examples:
             counted = ~example.crowd
-            yield example.pixels(), example.boxes[counted], example.classes[counted]
+            try:
+                pixels = example.pixels()
+            except (ImageError, OSError) as error:
+                broken[str(example.image)] = str(error)
+                continue
+            yield pixels, example.boxes[counted], example.classes[counted]
 
     signature = (
         tf.TensorSpec((None, None, 3), tf.uint8),
@@ -336,4 +393,4 @@ def detection_batches(examples, size: tuple[int, int], batch: int, *, augment=No
 
     shapes = ((*size, 3), {"boxes": (None, 4), "classes": (None,), "num": ()})
     dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
-    return dataset.padded_batch(batch, shapes, drop_remainder=repeat).prefetch(2)
+    return dataset.padded_batch(batch, shapes, drop_remainder=repeat).prefetch(2).with_options(options())

@@ -1,10 +1,12 @@
 """A classifier measured: top-1, top-5, each class, calibration, confusions; in parts that add up, so that it can be cut short."""
 
+import hashlib
+import itertools
 import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import numpy as np
 
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.receipt import versions, write_text
+from mnv2_keras.data.classification import check_labels
 from mnv2_keras.labels import imagenet_labels
+from mnv2_keras.shipped import shipped_file
 
 #: Bins of confidence in the calibration error.
 BINS = 15
@@ -297,6 +301,27 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+def weights_digest(weights) -> str:
+    """SHA-256 of what is judged.
+
+    Args:
+        weights: a `keras.Model` (its variables' names, types, shapes and values count), a file (its content), a folder or
+            checkpoint (names and contents of its files), or a registered name (the published one).
+    """
+    if not hasattr(weights, "layers"):
+        from mnv2_keras.inference.model_cache import _weights_digest
+
+        path = Path(weights).expanduser()
+        if str(weights) == "digits" and not path.exists():  # what LiteRT runs by that name
+            path = shipped_file("digits_int8.tflite")
+        return sha256_of(path) if path.is_file() else _weights_digest(path, str(weights))
+    digest = hashlib.sha256()
+    for variable in weights.weights:
+        digest.update(f"{variable.path} {variable.dtype} {tuple(variable.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(variable).tobytes())
+    return digest.hexdigest()
+
+
 def evaluate(
     weights,
     examples,
@@ -330,7 +355,8 @@ def evaluate(
         The evaluation.
 
     Raises:
-        ValueError: the network's outputs do not fit the data's classes; no image could be read.
+        ValueError: the network's outputs do not fit the data's classes, or it takes pixels from 0 to 255; the data has no labels;
+            no image could be read.
     """
     from mnv2_keras.evaluation.engines import open_engine
 
@@ -344,7 +370,7 @@ def evaluate(
     outputs = output_of_label(examples.class_names, labels)
     about = {
         "weights": runner.name,
-        "sha256": sha256_of(runner.path) if runner.path and runner.path.is_file() else "",
+        "sha256": weights_digest(weights),
         "engine": runner.engine,
         "data": data_name,
         "fingerprint": examples.fingerprint(),
@@ -357,17 +383,22 @@ def evaluate(
     number, count = shard
     total = Counts()
     mine = range(number - 1, len(examples), count)
-    for start in range(0, len(mine), PART):
-        indices = mine[start : start + PART]
-        kept = Path(folder) / f"part-{number}-of-{count}-{start // PART:05d}.json" if folder else None
-        counts = _load_part(kept, about) if kept else None
+    parts = [mine[start : start + PART] for start in range(0, len(mine), PART)]
+    names = [f"part-{number}-of-{count}-{i:05d}.json" for i in range(len(parts))]
+    known = [_load_part(Path(folder) / name, about) if folder else None for name in names]
+    # One pass over the data for all parts that are missing, in batches that end where a part does.
+    batch = max(size for size in range(1, min(batch, PART) + 1) if PART % size == 0)
+    missing = [part for part, counts in zip(parts, known, strict=True) if counts is None]
+    batches = iter(_batches(runner, examples, list(itertools.chain(*missing)), central_fraction, batch))
+    for name, indices, counts in zip(names, parts, known, strict=True):
         if counts is None:
-            counts = _count(runner, examples, indices, outputs, central_fraction, batch)
-            if kept:
-                write_text(kept, json.dumps({"about": about, "counts": counts.as_dict()}))
+            own = itertools.islice(batches, -(-len(indices) // batch))
+            counts = _count(runner, own, indices, outputs, examples)
+            if folder:
+                write_text(Path(folder) / name, json.dumps({"about": about, "counts": counts.as_dict()}))
         total.merge(counts)
         if progress:
-            progress(min(start + PART, len(mine)), len(mine))
+            progress(len(total.indices), len(mine))
     evaluation = Evaluation(about, [shard], total)
     if not evaluation.images:
         raise ValueError(
@@ -387,25 +418,35 @@ def _load_part(path: Path, about: dict) -> Counts | None:
         return None  # damaged: count it again
 
 
-def _count(runner, examples, indices: range, outputs: np.ndarray, central_fraction: float, batch: int) -> Counts:
+def _batches(runner, examples, indices: list[int], central_fraction: float, batch: int) -> Iterable:
+    """Images, labels and weights of these examples, as the network takes them."""
     from mnv2_keras.data.augmentation import evaluated
     from mnv2_keras.data.batches import evaluation_batches
 
-    counts, before = Counts(), set(examples.broken)
-    batches = evaluation_batches(
+    if not indices:
+        return ()
+    return evaluation_batches(
         examples,
         batch,
         lambda image: evaluated(image, runner.size, central_fraction=central_fraction),
         channels=runner.channels,
         indices=indices,
     )
+
+
+def _count(runner, batches: Iterator, indices: range, outputs: np.ndarray, examples) -> Counts:
+    """Count a part: its batches, the indices of its images."""
+    counts = Counts(indices=set(indices))
     for images, labels, weights in batches:
+        check_labels(labels, len(outputs))
         wanted = outputs[labels.numpy()]
         usable = (weights.numpy() > 0) & (wanted >= 0)
         if usable.any():
             counts.add(runner(images.numpy()[usable]), wanted[usable])
-    counts.indices = set(indices)
-    counts.broken = {path: why for path, why in examples.broken.items() if path not in before}
+    broken = dict(examples.broken)  # a copy: the next part's photos are being read already
+    if broken:  # of other parts too, and of what a training has met
+        own = {str(examples.images[i]) for i in indices}
+        counts.broken = {path: why for path, why in broken.items() if path in own}
     return counts
 
 

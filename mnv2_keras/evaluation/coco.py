@@ -3,7 +3,7 @@
 import contextlib
 import io
 
-from mnv2_keras.data.detection import coco_document, read_json
+from mnv2_keras.data.detection import check_boxes, coco_document, read_json
 
 #: The twelve numbers of `COCOeval.summarize`, in its order.
 METRICS = (
@@ -36,14 +36,19 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file; results of images or categories that are not among the annotations.
+        ValueError: a damaged file; a box that is not four numbers; results of images or categories that are not among the
+            annotations.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ValueError("pycocotools is not installed: pip install 'mnv2-keras[detection]'.") from error
-    document = annotations if isinstance(annotations, dict) else coco_document(annotations)
+    document = annotations
+    if isinstance(document, dict):
+        check_boxes(document["annotations"], "annotations")
+    else:
+        document = coco_document(annotations)
     rows = _results(results)
     images, categories = ({each["id"] for each in document[part]} for part in ("images", "categories"))
     for row in rows:
@@ -76,6 +81,7 @@ def _annotation(number: int, row: dict) -> dict:
 
 def _results(results) -> list[dict]:
     if isinstance(results, list):
+        check_boxes(results, "results")
         return results
     rows = read_json(results, "results")
     keys = ("image_id", "category_id", "bbox", "score")
@@ -83,4 +89,5 @@ def _results(results) -> list[dict]:
         not isinstance(row, dict) or any(key not in row for key in keys) for row in rows
     ):
         raise ValueError(f"{results} is no COCO results file: expected a list of {{{', '.join(keys)}}}.")
+    check_boxes(rows, f"{results}: results")
     return rows

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from mnv2_keras.boxes import ssd_anchors
+from mnv2_keras.data.batches import check_input
 from mnv2_keras.data.detection import DetectionData
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 from mnv2_keras.evaluation.coco import evaluate_coco
@@ -32,8 +33,9 @@ def evaluate_detector(
         As `evaluate_coco`.
 
     Raises:
-        ValueError: the model's classes are not those of the data.
+        ValueError: the model's classes are not those of the data, or it takes pixels from 0 to 255.
     """
+    check_input(model)
     classes = model.output["class_predictions_with_background"].shape[-1] - 1
     if classes != len(data.categories):
         raise ValueError(
@@ -65,9 +67,10 @@ def coco_results(model, data, documents, *, batch: int = 16, progress=None, **po
             documents["images"].append(
                 {"id": number, "file_name": str(example.number), "height": height, "width": width}
             )
-            for box, label, crowd in zip(example.boxes, example.classes, example.crowd, strict=True):
+            for j, (box, label) in enumerate(zip(example.boxes, example.classes, strict=True)):
                 truth = {"image_id": number, "category_id": data.categories[label], "bbox": _bbox(box, height, width)}
-                documents["annotations"].append(truth | {"iscrowd": int(crowd)})
+                truth |= {} if example.areas is None else {"area": float(example.areas[j])}
+                documents["annotations"].append(truth | {"iscrowd": int(example.crowd[j])})
             for k in range(found["num"][i]):
                 yield {
                     "image_id": number,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.labels import labels_beside
+
 ENGINES = ("keras", "litert")
 
 
@@ -14,7 +16,7 @@ class KerasRunner:
     """A Keras classifier.
 
     Attributes:
-        name, path: of the weights; the path is None for a model in memory.
+        name: of the weights.
         size, channels: of the input.
         classes: number of outputs.
         labels: found beside the weights, or None.
@@ -25,6 +27,9 @@ class KerasRunner:
     def __init__(self, model, name: str, path: Path | None):
         import tensorflow as tf
 
+        from mnv2_keras.data.batches import check_input
+
+        check_input(model)
         height, width, self.channels = model.input_shape[1:]
         if not height or not width or len(model.output_shape) != 2:
             raise ValueError(
@@ -32,7 +37,7 @@ class KerasRunner:
                 "(B, H, W, C) to (B, classes)."
             )
         self.size, self.classes = (height, width), model.output_shape[-1]
-        self.name, self.path, self.labels = name, path, labels_beside(path)
+        self.name, self.labels = name, labels_beside(path, self.classes)
         self._run = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -56,7 +61,7 @@ class LitertRunner:
         if probe.ndim != 1:
             raise ValueError(f"{name} gives {probe.shape} for an image: expected a classifier, (classes,).")
         self.classes = len(probe)
-        self.name, self.path, self.labels = name, path, labels_within(content) or labels_beside(path)
+        self.name, self.labels = name, labels_within(content) or labels_beside(path, self.classes)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""
@@ -96,12 +101,6 @@ def open_engine(weights, engine: str = "keras") -> KerasRunner | LitertRunner:
     from mnv2_keras.models.conversion import open_model
 
     return KerasRunner(open_model(weights)[0], path.name, path)
-
-
-def labels_beside(path: Path | None) -> Sequence[str] | None:
-    """`labels.txt` in the folder of the weights, as `mnv2 train` leaves it."""
-    file = path.parent / "labels.txt" if path else None
-    return tuple(file.read_text("utf-8").splitlines()) if file and file.is_file() else None
 
 
 def labels_within(content: bytes) -> Sequence[str] | None:

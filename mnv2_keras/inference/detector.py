@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.images import read_image
 from mnv2_keras.inference.streaming import one_by_one
-from mnv2_keras.labels import coco_labels
+from mnv2_keras.labels import coco_labels, labels_beside
 
 #: Colours of the classes, in turns; all of them bear black letters.
 _COLOURS = ("#4dd0e1", "#ffb74d", "#aed581", "#f48fb1", "#fff176", "#b39ddb", "#ff8a65", "#90caf9")
@@ -79,15 +79,15 @@ class Detector:
 
     Args:
         weights: an archive, folder, checkpoint or registered name; a `.keras` file or a model.
-        labels: name of each class, or a file with one in each line. None takes the file `labels.txt` beside a `.keras` file;
-            COCO's for 90 or 80 classes; otherwise "class N".
+        labels: name of each class, or a file with one in each line. None takes the file `labels.txt` beside a `.keras` file, if it
+            has as many; COCO's for 90 or 80 classes; otherwise "class N".
         score_threshold: things need a higher score.
         max_detections: for each photo.
         postprocessing: other arguments of `postprocess_detections`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no detector, or an argument is out of its range.
+        ValueError: it holds no detector, or one that takes pixels from 0 to 255; or an argument is out of its range.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Detector:
         import tensorflow as tf
 
         from mnv2_keras.boxes import ssd_anchors
+        from mnv2_keras.data.batches import check_input
         from mnv2_keras.detection import postprocess_detections
         from mnv2_keras.models.conversion import open_model
 
@@ -111,6 +112,7 @@ class Detector:
         found = getattr(model, "output", None)
         if not isinstance(found, dict) or set(found) != set(outputs):
             raise ValueError(f"{weights} holds no detector: its model does not put out {' and '.join(outputs)}.")
+        check_input(model)
         if None in model.input_shape[1:]:
             raise ValueError("the model takes images of any size: build it with the input_shape that it shall look at.")
         self.size = tuple(model.input_shape[1:3])
@@ -163,9 +165,8 @@ class Detector:
 
 
 def _labels(labels, weights, classes: int) -> tuple[str, ...]:
-    beside = Path(weights).with_name("labels.txt") if isinstance(weights, str | os.PathLike) else None
-    if labels is None and beside is not None and Path(weights).suffix == ".keras" and beside.is_file():
-        labels = beside
+    if labels is None:
+        labels = labels_beside(weights, classes)
     if isinstance(labels, str | os.PathLike):
         labels = Path(labels).read_text("utf-8").splitlines()
     if labels is not None:

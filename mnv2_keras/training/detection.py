@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from mnv2_keras.boxes import ssd_anchors
+from mnv2_keras.data.batches import check_input
 from mnv2_keras.training.detection_loss import detection_loss
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.twin import training_twin
@@ -72,7 +73,7 @@ class DetectionRecipe:
 
 
 #: The published training of `ssdlite_mobilenet_v2_coco` and `ssd_mobilenet_v2_coco`. `mnv2 train detection --recipe paper
-#: --data coco/2017`; days on one GPU, not run here.
+#: --tfds coco/2017 --weights imagenet -o runs/coco`; days on one GPU, not run here.
 PAPER = DetectionRecipe(
     alpha=1.0,
     side=300,
@@ -133,8 +134,9 @@ def train_detector(
 
     Raises:
         Diverged: a loss is NaN or infinite; the message says at which step.
-        ValueError: the batches end before the recipe does.
+        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255.
     """
+    check_input(model)
     anchors = tf.constant(ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors)
     twin, variables = training_twin(model), model.trainable_variables
     optimizer, rate = recipe.make_optimizer(variables), recipe.schedule()
@@ -158,7 +160,7 @@ def train_detector(
             images, truth = next(iterator)
         except StopIteration:
             raise ValueError(
-                f"The batches end after {number} steps, the recipe has {recipe.steps}: repeat them."
+                f"The batches end after {number} steps, the recipe has {recipe.steps}: repeat them, of photos that can be read."
             ) from None
         sums, since = sums + step(images, truth), since + 1
         if (number + 1) % every and number + 1 < recipe.steps:
