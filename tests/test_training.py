@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,6 +131,68 @@ def test_a_finished_run_is_not_trained_again(whole):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_what_a_kill_after_the_last_state_left_out_is_written_on_resume(whole, tmp_path):
+    _, folder, _ = whole
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    last = sorted((again / "tensorboard").iterdir())[-1]
+    for path in (again / "curves.png", last):
+        path.unlink()
+    rows = (again / "history.csv").read_text()
+    (again / "history.csv").write_text("".join(rows.splitlines(True)[:-1]))
+    loop.train(examples(40, 0), examples(16, 1), recipe(), again, resume=True)
+    assert (again / "history.csv").read_text() == rows
+    assert (again / "curves.png").stat().st_size > 1000
+    assert last.is_file()
+
+
+def test_a_model_that_takes_pixels_is_refused(tmp_path):
+    base = recipe()
+    chosen = base.changed(network={**base.network, "include_preprocessing": True})
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
+        loop.train(examples(16, 0), examples(8, 1), chosen, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_devices_end_where_one_does(tmp_path):
+    """MirroredStrategy on two halves of the processor, in a process that has them; a batch they cannot share is told."""
+    base = recipe(epochs=1, augmentation="none")
+    network = dict(base.network) | {"dropout_rate": 0.0}
+    code = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+halves = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+from training_worker import examples, frozen_model, recipe
+from mnv2_keras.training import loop
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+chosen = recipe(epochs=1, augmentation="none", network=json.loads(sys.argv[1]))
+try:
+    loop.train(examples(40, 0), examples(16, 1), chosen.changed(batch=7), sys.argv[2], strategy=strategy)
+except ValueError as error:
+    assert "A batch of 7 cannot be shared by 2 devices" in str(error), error
+with strategy.scope():
+    model = frozen_model(chosen)
+run = loop.train(examples(40, 0), examples(16, 1), chosen, sys.argv[2], model=model, strategy=strategy)
+np.savez(sys.argv[3], *run.model.get_weights())
+"""
+    command = [sys.executable, "-c", code, json.dumps(network), str(tmp_path / "two"), str(tmp_path / "two.npz")]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(WORKER.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = base.changed(network=network)
+    run = loop.train(examples(40, 0), examples(16, 1), alone, tmp_path / "alone", model=frozen_model(alone))
+    with np.load(tmp_path / "two.npz") as theirs:
+        for ours, name in zip(run.model.get_weights(), theirs.files, strict=True):
+            np.testing.assert_allclose(theirs[name], ours, rtol=0, atol=1e-5)
+
+
 def test_another_run_is_not_overwritten_nor_resumed(whole):
     _, folder, _ = whole
     with pytest.raises(ValueError, match="holds a run already"):
@@ -178,9 +241,6 @@ def test_class_weights_and_smoothing_are_in_the_loss():
     step.optimizer.learning_rate = 0.0
     images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
     labels, weights = np.array([0, 1, 1, 0], np.int32), np.array([1, 3, 0, 1], np.float32)
-    keras.utils.set_random_seed(1)
-    without_dropout = keras.models.clone_model(model)
-    without_dropout.set_weights(model.get_weights())
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
@@ -262,6 +322,14 @@ def test_who_takes_part():
         "cluster": {"worker": ["gpu09:12345", "gpu09:12346", "gpu10:12345", "gpu10:12346"]},
         "task": {"type": "worker", "index": 3},
     }
+    hosts = ["gpu1:12345", "gpu1:12346", "gpu2:12345", "gpu3:12345"]
+    block = slurm | {"SLURM_JOB_NODELIST": "gpu[1-3]"}
+    for given in ({}, {"SLURM_TASKS_PER_NODE": "2,1(x2)"}):
+        assert cluster(block | given)["cluster"]["worker"] == hosts
+    assert cluster(block | {"SLURM_TASKS_PER_NODE": "1(x2),2"})["cluster"]["worker"][-1] == "gpu3:12346"
+    for wrong in ("2,1", "2,1(x3)", "2,one,1"):
+        with pytest.raises(ValueError, match="SLURM_TASKS_PER_NODE is '2,.* 4 tasks .* on 3 nodes"):
+            cluster(block | {"SLURM_TASKS_PER_NODE": wrong})
     assert expand_nodes("gpu[01-03,7],login") == ["gpu01", "gpu02", "gpu03", "gpu7", "login"]
     with pytest.raises(ValueError, match="SLURM_JOB_NODELIST"):
         expand_nodes("gpu[01-")

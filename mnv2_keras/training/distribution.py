@@ -20,7 +20,7 @@ def cluster(environment: Mapping[str, str]) -> dict | None:
         environment: such as `os.environ`.
 
     Raises:
-        ValueError: `TF_CONFIG` is no JSON of the expected form, or SLURM's list of nodes cannot be read.
+        ValueError: `TF_CONFIG` is no JSON of the expected form, or SLURM's lists of nodes or of their tasks cannot be read.
     """
     if text := environment.get("TF_CONFIG"):
         try:
@@ -38,10 +38,29 @@ def cluster(environment: Mapping[str, str]) -> dict | None:
     if tasks < 2 or "SLURM_PROCID" not in environment:
         return None
     hosts = expand_nodes(environment["SLURM_JOB_NODELIST"])
-    each = -(-tasks // len(hosts))
+    counts = tasks_per_node(environment.get("SLURM_TASKS_PER_NODE"), tasks, len(hosts))
     port = int(environment.get("MNV2_PORT", PORT))
-    workers = [f"{hosts[i // each]}:{port + i % each}" for i in range(tasks)]
+    workers = [f"{host}:{port + i}" for host, count in zip(hosts, counts, strict=True) for i in range(count)]
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": int(environment["SLURM_PROCID"])}}
+
+
+def tasks_per_node(text: str | None, tasks: int, nodes: int) -> list[int]:
+    """SLURM's tasks of each node: `2,1(x2)` to 2, 1, 1; without it, its own block layout, which fills the first nodes up.
+
+    Raises:
+        ValueError: the list cannot be read, or is of other tasks or nodes.
+    """
+    if not text:
+        each, more = divmod(tasks, nodes)
+        return [each + (i < more) for i in range(nodes)]
+    matches = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item) for item in text.split(",")]
+    counts = [int(match[1]) for match in matches if match for _ in range(int(match[2] or 1))]
+    if not all(matches) or (sum(counts), len(counts)) != (tasks, nodes):
+        raise ValueError(
+            f"SLURM_TASKS_PER_NODE is {text!r}: expected such as 2,1(x2), for {tasks} tasks (SLURM_NTASKS) on {nodes} nodes "
+            "(SLURM_JOB_NODELIST). Start all tasks of the job with one srun."
+        )
+    return counts
 
 
 def expand_nodes(text: str) -> list[str]:

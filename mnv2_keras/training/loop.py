@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from mnv2_keras.convert.receipt import write_text
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
-from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from mnv2_keras.data.batches import check_input, evaluation_batches, steps_per_epoch, training_batches
+from mnv2_keras.data.classification import check_labels
 from mnv2_keras.models.classifier import build_mobilenetv2
 from mnv2_keras.taps import endpoints
 from mnv2_keras.training.averages import MovingAverages
@@ -115,7 +116,7 @@ class Step:
             self.classes = int(taps["Logits"].shape[-1])
         self._run = tf.function(self._distributed, reduce_retracing=True)
 
-    def __call__(self, images, labels, weights, number: int) -> float:
+    def __call__(self, images, labels, weights, number: int) -> tf.Tensor:
         """Train on a batch of this worker.
 
         Args:
@@ -192,6 +193,7 @@ def judge(network: Callable, batches, offset: int = 0) -> tuple[float, float]:
     loss = right = total = 0.0
     for images, labels, weights in batches:
         logits = tf.cast(network(images), tf.float32)
+        check_labels(labels, logits.shape[-1] - offset)
         labels = labels + offset
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         loss += float(tf.reduce_sum(entropy * weights))
@@ -235,7 +237,8 @@ def train(
         The model with its last weights (their averages, if the recipe has them), the history, and the images left out.
 
     Raises:
-        ValueError: the recipe does not fit the data; the folder holds another run.
+        ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
+            batch; the data has no labels; the folder holds another run.
         Diverged: the loss is NaN or infinite; the message says where.
         WorkerLost: another worker of this run does not answer.
         OSError: no room; what was saved before is still there.
@@ -250,6 +253,10 @@ def train(
     if model is None:
         with strategy.scope():
             model = build(recipe, len(training.class_names))
+    check_input(model)
+    batch, devices = min(recipe.batch, len(training)), strategy.num_replicas_in_sync
+    if batch % devices:
+        raise ValueError(f"A batch of {batch} cannot be shared by {devices} devices: choose a multiple of {devices}.")
     step = Step(model, recipe, strategy)
     offset = step.classes - len(training.class_names)
     rows = _restore(step, state, identity) if resume and state.exists() else []
@@ -258,8 +265,9 @@ def train(
         write_text(folder / "recipe.json", json.dumps(recipe.as_dict(), indent=1) + "\n")
         names = (["background"] if offset else []) + list(training.class_names)
         write_text(folder / "labels.txt", "\n".join(names) + "\n")
+        if rows:  # a kill right after the state was saved left them an epoch behind
+            _write_history(folder, rows)
 
-    batch = min(recipe.batch, len(training))
     steps = steps_per_epoch(len(training), batch)
     batches = iter(
         training_batches(
@@ -286,6 +294,7 @@ def train(
             rate = recipe.rate(number, steps)
             step.optimizer.learning_rate = rate
             images, labels, weights = next(batches)
+            check_labels(labels, len(training.class_names))
             try:
                 result = step(images, labels + offset, weights, number + 1).numpy()
             except _SILENCE as error:
@@ -323,15 +332,20 @@ def train(
         best = max(best, val_accuracy)
         if worker == 0:
             save_state(state, [np.asarray(each) for each in step.variables], {"identity": identity, "rows": rows})
-            write_csv(folder / "history.csv", rows)
-            write_curves(folder / "curves.png", rows)
-            write_tensorboard(folder / "tensorboard", rows[-1])
+            _write_history(folder, rows)
         if progress:
             progress(Progress(epoch + 1, recipe.epochs, steps, steps, rows[-1]["loss"], speed, left, rows[-1]))
     if step.averages:
         for variable, average in zip(step.averages.variables, step.averages.averages, strict=True):
             variable.assign(average.numpy())
     return Run(model, rows, {**training.broken, **held_out.broken})
+
+
+def _write_history(folder: Path, rows: list[dict]) -> None:
+    """Table and curves of all epochs, TensorBoard's scalars of the last one."""
+    write_csv(folder / "history.csv", rows)
+    write_curves(folder / "curves.png", rows)
+    write_tensorboard(folder / "tensorboard", rows[-1])
 
 
 def _place(strategy) -> tuple[int, int]:

@@ -107,7 +107,8 @@ PAPER = Recipe(
 )
 
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 -o runs/finetune`: the head on stored features first, then the
-#: last blocks. Minutes on a laptop for a few hundred photos.
+#: last blocks. Minutes on a laptop for a few hundred photos. No accuracy was measured on photos: the tests hold the stages to
+#: their promises on drawn stripes.
 FINETUNE = Recipe(
     network=MappingProxyType({"alpha": 1.0, "input_shape": (224, 224, 3), "weight_decay": 4e-5}),
     epochs=10,
@@ -121,7 +122,8 @@ FINETUNE = Recipe(
 )
 
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 --probe -o runs/probe`: the head alone. Seconds after the one
-#: pass that computes the features.
+#: pass that computes the features. Measured (benchmarks/results/training.csv): 1,024 photos of 9 classes at 96 pixels in 9.8 s on
+#: two shared cores, building, tracing and features included; all of 256 held-out photos right.
 LINEAR_PROBE = FINETUNE.changed(epochs=50, learning_rate=3e-3, augmentation="none")
 
 #: Four rows, 28 x 28 pixels, ten classes: the digits network in `weights/`.
