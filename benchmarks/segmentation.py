@@ -1,9 +1,10 @@
 """Mobile DeepLabv3 at 513 x 513, each road ending in arg max: Keras, LiteRT in float and int8, Google's 8-bit file.
 
-    python benchmarks/segmentation.py --weights ARCHIVE --int8 ours.tflite --google deeplabv3_mnv2_pascal_quant.tflite
+    python benchmarks/segmentation.py --weights ARCHIVE --float32 ours.tflite --int8 ours_int8.tflite
+        --google deeplabv3_mnv2_pascal_quant.tflite
 
-All roads take turns within each round of one process, so that whatever else the machine does hits all of them; ratios are
-medians over the rounds of each round's own ratio.
+All roads take turns within each round of one process, so that whatever else the machine does hits all of them; each is called
+twice in its turn, and the second call counts. Ratios are medians over the rounds of each round's own ratio.
 """
 
 import argparse
@@ -67,11 +68,9 @@ def main() -> None:
     if options.google:
         roads["LiteRT, Google's 8-bit"] = litert(options.google, options.threads)
     times: dict[str, list[float]] = {name: [] for name in roads}
-    for road in roads.values():  # warm
-        road()
-        road()
     for _ in range(options.rounds):
         for name, road in roads.items():
+            road()
             start = time.perf_counter()
             road()
             times[name].append(time.perf_counter() - start)

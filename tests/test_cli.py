@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mnv2_keras.cli import main
+from mnv2_keras.shipped import shipped_file
 
-COMMANDS = ("list", "fetch", "convert", "verify", "predict", "summary", "demo")
+COMMANDS = tuple(main.COMMANDS)
 
 
 def run(monkeypatch, *arguments):
@@ -42,6 +43,25 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_predict_imports_no_tensorflow():
+    code = """
+import json, sys
+from mnv2_keras.cli import main
+sys.argv[1:1] = ["predict", "--weights", "digits", "--json"]
+try:
+    main.main()
+except SystemExit as done:
+    assert not done.code
+heavy = {"tensorflow", "keras", "matplotlib", "pooch"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    name = min(json.loads(shipped_file("digits.json").read_text())["samples"])
+    photo, digit = shipped_file(name), name.split("_")[1]
+    done = subprocess.run([sys.executable, "-c", code, str(photo)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["predictions"][0]["index"] == int(digit)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

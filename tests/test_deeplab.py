@@ -63,12 +63,20 @@ def test_equals_deeplab(folder, tag):
     for name, (genuine, cut, _) in outputs.items():
         assert cut(values[name]).shape == genuine.shape, name
         np.testing.assert_allclose(cut(values[name]), genuine, rtol=0, atol=2e-3, err_msg=name)
-    for name in arrays:
-        if name.startswith("features/") and name.endswith("/mean"):
-            endpoint = next(n for n in values if n == name.split("/")[1]) if name.split("/")[1] in values else None
-            if endpoint:
-                assert list(values[endpoint].shape) == list(arrays[f"features/{endpoint}/shape"])
-                assert values[endpoint].std() == pytest.approx(float(arrays[f"features/{endpoint}/std"]), abs=2e-3)
+    known = {name.split("/")[1] for name in arrays if name.startswith("features/")} & set(values)
+    assert {"layer_18", "concat_projection"} - {"concat_projection" if tag == "os32_bare" else ""} <= known
+    for name in known:
+        value, of = values[name], {key: arrays[f"features/{name}/{key}"] for key in ("shape", "mean", "std", "absmax")}
+        assert list(value.shape) == list(of["shape"])
+        figures = [value.mean(), value.std(), np.abs(value).max()]
+        np.testing.assert_allclose(figures, [of["mean"], of["std"], of["absmax"]], rtol=0, atol=2e-3, err_msg=name)
+    if "image_pooling_avgpool" in arrays:
+        pooled = values["layer_18"].mean((1, 2), keepdims=True)
+        np.testing.assert_allclose(pooled, arrays["image_pooling_avgpool"], rtol=0, atol=2e-3)
+    if "logits_stats_mean_std_absmax" in arrays:
+        logits = values["logits/semantic"]
+        figures = [logits.mean(), logits.std(), np.abs(logits).max()]
+        np.testing.assert_allclose(figures, arrays["logits_stats_mean_std_absmax"], rtol=0, atol=2e-3)
     genuine, cut = golden.labels()
     assert np.mean(cut(np.argmax(values["net"], -1)) == genuine) >= 0.9999
     probabilities = keras.ops.softmax(values["net"][:, ::64, ::64]).numpy()
@@ -92,6 +100,8 @@ def test_129_pixels(folder):
         values = endpoint_values(fill_by_name(model), image)
         np.testing.assert_allclose(values["logits/semantic"], golden[f"129_os{stride}/logits"], rtol=0, atol=2e-3)
         assert np.mean(values["net"].argmax(-1) == golden[f"129_os{stride}/argmax"]) >= 0.9999
+        probabilities = keras.ops.softmax(values["net"][:, ::8, ::8]).numpy()
+        np.testing.assert_allclose(probabilities, golden[f"129_os{stride}/prob_every8"], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,13 @@ def test_the_probe_wants_the_datas_classes(striped):
         linear_probe(make(5), *striped.split(0.3))
 
 
+def test_a_model_that_takes_pixels_is_refused(striped):
+    own = build_mobilenetv2(classes=2, include_preprocessing=True, **SMALL)
+    for call in (lambda: linear_probe(own, *striped.split(0.3)), lambda: pooled_features(own, striped)):
+        with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
+            call()
+
+
 def test_broken_photos_have_no_weight_and_are_not_kept(tmp_path, own_cache):
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -161,6 +168,7 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["accuracy"] == result.evaluation.top1
     assert report["unfrozen_from"] == "layer_3"
+    assert report["broken"] == len(report["left_out"]) == 1
     assert report["tflite"]["bytes"] < 100_000
     held_out = read_splits(stripes_folder, FINETUNE.held_out)[1]
     ours = evaluate(tmp_path / "run" / "model.keras", held_out)

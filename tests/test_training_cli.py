@@ -127,6 +127,14 @@ def test_what_is_missing_is_told():
             run(app, ["--weights", "x"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
+def test_the_stages_of_finetune_are_not_trained_from_scratch(recipe):
+    with pytest.raises(
+        ValueError, match=f"--recipe {recipe} is a stage of `mnv2 finetune`.*mnv2 finetune --data photos"
+    ):
+        run(train.app, ["--recipe", recipe, "--data", "photos"], catch_exceptions=False)
+
+
 def test_sub_commands_do_not_train():
     assert run(train.app, ["segmentation", "--help"]).exit_code == 0
     assert run(evaluate.app, ["segmentation", "--help"]).exit_code == 0

@@ -4,7 +4,7 @@ import typer
 
 from mnv2_keras.cli import detection, evaluation, segmentation
 
-app = typer.Typer(help="Measure a network as its publishers did.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 app.callback(invoke_without_command=True)(evaluation.evaluate)
 app.command("merge")(evaluation.merge)
 app.command("detection")(detection.evaluate)

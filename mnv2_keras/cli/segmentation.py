@@ -125,7 +125,7 @@ def train(
         )
     from rich.progress import Progress
 
-    rounds, rows = whole_rounds(recipe.steps, 10), []
+    rounds, rows = whole_rounds(recipe.steps, 5), []
     held_out = _pairs(None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("training", total=rounds)

@@ -4,7 +4,7 @@ import typer
 
 from mnv2_keras.cli import detection, segmentation, training
 
-app = typer.Typer(help="Train a network by its published recipe.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 app.callback(invoke_without_command=True)(training.train)
 app.command("detection")(detection.train)
 app.command("segmentation")(segmentation.train)

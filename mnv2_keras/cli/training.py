@@ -20,7 +20,7 @@ def train(
     context: typer.Context,
     data: Data = "",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")] = Path("runs/train"),
-    recipe: Annotated[str, typer.Option(help="paper, finetune, linear_probe or digits.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="paper or digits.")] = "paper",
     weights: Annotated[str | None, typer.Option(help="Start from these in place of fresh ones.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
@@ -41,6 +41,11 @@ def train(
         return
     if not data:
         raise ValueError("--data is missing: expected a folder of class folders, a CSV file or a TFDS name.")
+    if recipe in ("finetune", "linear_probe"):
+        raise ValueError(
+            f"--recipe {recipe} is a stage of `mnv2 finetune`, which starts from published weights: mnv2 finetune --data {data} "
+            f"--weights mobilenet_v2_1.0_224{' --probe' if recipe == 'linear_probe' else ''} -o {output}."
+        )
     with working("importing TensorFlow, reading the data"):
         from mnv2_keras.training.distribution import start
         from mnv2_keras.training.recipes import recipe_named

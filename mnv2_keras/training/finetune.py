@@ -171,6 +171,7 @@ def finetune(
         "trained_on": len(training),
         "left_out": broken,
         **{name: value for name, value in evaluation.as_dict().items() if name != "counts"},
+        "broken": len(broken),  # of all photos, not of those held out alone
     }
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return Finetuned(model, evaluation, report["probe_accuracy"], broken)

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from mnv2_keras.cache import cache_access, cache_folder
 from mnv2_keras.data.augmentation import evaluated
-from mnv2_keras.data.batches import evaluation_batches
+from mnv2_keras.data.batches import check_input, evaluation_batches
+from mnv2_keras.data.classification import check_labels
 from mnv2_keras.taps import endpoints
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
 
@@ -60,6 +61,9 @@ def pooled_features(
         examples: `Examples` or `TfdsExamples`.
         central_fraction: part of each photo that is used.
         progress: called with images done and images in all.
+
+    Raises:
+        ValueError: the model takes pixels from 0 to 255; the data has no labels.
     """
     return _Backbone(model).features(examples, central_fraction, progress)
 
@@ -68,6 +72,7 @@ class _Backbone:
     """A model up to its pooled features; traced once, at the first batch of whatever size."""
 
     def __init__(self, model: keras.Model):
+        check_input(model)
         backbone = keras.Model(model.input, endpoints(model)["global_pool"])
         self.size, self.channels = backbone.input_shape[1:3], backbone.input_shape[3]
         self.digest = digest_of(backbone)
@@ -89,6 +94,7 @@ class _Backbone:
             channels=self.channels,
         )
         for images, label, weight in batches:
+            check_labels(label, len(examples.class_names))
             values.append(self.run(images).numpy().reshape(len(label), -1))
             labels.append(label.numpy())
             weights.append(weight.numpy())
@@ -159,7 +165,7 @@ def linear_probe(
         The head, which the model has now too.
 
     Raises:
-        ValueError: the model has another number of classes.
+        ValueError: the model has another number of classes, or takes pixels from 0 to 255; the data has no labels.
     """
     layer = model.get_layer("Logits-Conv2d_1c_1x1")
     classes = layer.filters
