@@ -117,6 +117,9 @@ class OpenvinoEngine:
         threads: of one run; None for OpenVINO's choice.
     """
 
+    #: OpenVINO's first look at NumPy waits for itself when two threads take it at once: one takes it, before there are others.
+    _first = threading.Lock()
+
     def __init__(self, content: bytes, threads: int | None = None):
         try:
             import openvino
@@ -124,6 +127,8 @@ class OpenvinoEngine:
             raise ValueError(
                 "engine 'openvino' needs OpenVINO: pip install 'mnv2-keras[openvino]', or use engine='litert'."
             ) from error
+        with self._first:
+            openvino.Type.f32.to_dtype()
         core = openvino.Core()
         # Its TensorFlow Lite frontend reads files only.
         with tempfile.NamedTemporaryFile(suffix=".tflite", delete=False) as file:
