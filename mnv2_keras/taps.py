@@ -167,6 +167,23 @@ def takes_pixels(model: keras.Model) -> bool:
     return any(layer.name == "preprocessing" for layer in model.layers)
 
 
+def check_input(model: keras.Model, name: str | None = None) -> None:
+    """Refuse a model that takes 0 to 255 where images come in [-1, 1].
+
+    Args:
+        model: any.
+        name: what to call it; its own name otherwise.
+
+    Raises:
+        ValueError: it scales them itself.
+    """
+    if takes_pixels(model):
+        raise ValueError(
+            f"{name or model.name} was built with include_preprocessing=True and takes 0 to 255, here it would get -1 to 1: build "
+            "it with include_preprocessing=False and give it the same weights (set_weights)."
+        )
+
+
 def freeze(model: keras.Model, until: str | None = None, batch_norm: bool = True) -> keras.Model:
     """Stop training from the input up to and including a block; what comes after it trains.
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from deeplab_variants import OPTIONS
 
 from mnv2_keras.analysis import (
     analyze_deeplab,
@@ -101,23 +102,11 @@ def test_a_rectangular_detector():
     assert analysis.anchors == 3 * 200 + 6 * sum(h * w for h, w in maps[1:])
 
 
-DEEPLABS = {
-    "os16": {},
-    "os8": {"output_stride": 8},
-    "dm05_os16": {"alpha": 0.5},
-    "dm05_os8": {"alpha": 0.5, "output_stride": 8},
-    "aspp": {"aspp_rates": (6, 12, 18)},
-    "decoder": {"aspp_rates": (6, 12, 18), "decoder": True},
-    "os32": {"output_stride": 32},
-    "os32_bare": {"output_stride": 32, "head": False},
-}
-
-
-@pytest.mark.parametrize("name", DEEPLABS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_deeplab_is_counted_as_the_genuine_program_has_it(testdata, name):
     files = ("segmentation/deeplab_counts.json", "segmentation/deeplab_more_counts.json")
     counts = {key: value for file in files for key, value in genuine(testdata, file).items()}[name]
-    analysis = analyze_deeplab(**DEEPLABS[name])
+    analysis = analyze_deeplab(**OPTIONS[name])
     check_counts(analysis, counts["params"])
     check_operations(analysis, counts["macs_rows"])
     assert analysis.multiply_adds == counts["macs"]

@@ -104,7 +104,7 @@ def test_a_model_that_takes_pixels_is_refused(engine):
     from mnv2_keras.models.classifier import build_mobilenetv2
 
     model = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
-    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         Classifier(model, engine)
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from deeplab_variants import OPTIONS
 
 from mnv2_keras import build_deeplabv3_mobilenetv2, endpoints, feature_info
 from mnv2_keras.convert.goldens import name_rule_value
@@ -12,16 +13,6 @@ from mnv2_keras.convert.segmentation_goldens import segmentation_goldens
 from mnv2_keras.convert.verify import endpoint_values
 from mnv2_keras.heads.deeplab import LargestClass, ResizeLike
 
-OPTIONS = {
-    "os16": {},
-    "os8": {"output_stride": 8},
-    "dm05_os16": {"alpha": 0.5},
-    "dm05_os8": {"alpha": 0.5, "output_stride": 8},
-    "aspp": {"aspp_rates": (6, 12, 18)},
-    "decoder": {"aspp_rates": [6, 12, 18], "decoder": True},
-    "os32": {"output_stride": 32},
-    "os32_bare": {"output_stride": 32, "head": False},
-}
 #: Trainable parameters, as the genuine program counted them (`analysis` has its own tests).
 TRAINABLE = {"aspp": 2_568_021, "decoder": 2_725_573, "os32_bare": 1_818_453, "dm05_os16": 697_013, "dm05_os8": 697_013}
 L2_AT_1E4 = {"aspp": 1.0191617, "decoder": 1.0755911, "os32": 0.9422313, "os32_bare": 0.8651386}

@@ -18,7 +18,7 @@ def synthetic(batch=2, classes=90):
     return encodings[:batch], logits[:batch, :, : classes + 1]
 
 
-def compare(found, genuine, boxes=1e-5):
+def assert_same_detections(found, genuine, boxes=1e-5):
     np.testing.assert_array_equal(found["classes"], genuine["detection_classes"])
     np.testing.assert_array_equal(found["num"], genuine["num_detections"])
     np.testing.assert_allclose(found["boxes"], genuine["detection_boxes"], rtol=0, atol=boxes)
@@ -32,14 +32,14 @@ def compare(found, genuine, boxes=1e-5):
 def test_equals_the_object_detection_api(testdata, prefix, window):
     golden = np.load(testdata / "golden" / "detection" / "ssdlite_postprocess_loss_golden.npz")
     genuine = {key.removeprefix(f"{prefix}/"): golden[key] for key in golden.files if key.startswith(prefix)}
-    compare(postprocess_detections(*synthetic(), ANCHORS, clip_window=window), genuine)
+    assert_same_detections(postprocess_detections(*synthetic(), ANCHORS, clip_window=window), genuine)
 
 
 def test_equals_it_with_the_exact_ties_of_a_saturated_network(testdata):
     golden = np.load(testdata / "golden" / "detection" / "ssdlite_golden.npz")
     genuine = {key.removeprefix("detections/"): golden[key] for key in golden.files if key.startswith("detections/")}
     outputs = golden["box_encodings"], golden["class_predictions_with_background"]
-    compare(postprocess_detections(*outputs, golden["anchors"]), genuine)
+    assert_same_detections(postprocess_detections(*outputs, golden["anchors"]), genuine)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,9 @@ def test_equals_the_exported_graph_at_other_thresholds(exported, score, iou):
     real = np.arange(100) < genuine["num_detections"][:, None]
     genuine["detection_classes"] -= real
     genuine["detection_classes"] *= real  # the exporter's 1 is added to the padding too
-    compare(postprocess_detections(encodings, logits, ANCHORS, score_threshold=score, iou_threshold=iou), genuine)
+    assert_same_detections(
+        postprocess_detections(encodings, logits, ANCHORS, score_threshold=score, iou_threshold=iou), genuine
+    )
 
 
 def test_frozen_outputs_of_the_golden(testdata, exported):

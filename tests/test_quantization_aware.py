@@ -182,12 +182,12 @@ def test_training_and_inference_round_alike(digits):
     options = {"range_momentum": 1.0, "trainable": False}
     for kind, filters in (("full", 8), ("depthwise", None)):
         layer = SimulatedConvolution(kind, filters, **shape, batch_norm=(0.9, 1e-3), activation="relu6", **options)
-        x, step = alike(layer, [x, step])
-    y, other = alike(SimulatedAdd(**options), [x, step, x * 3, step * 3])
-    alike(SimulatedMean(**options), [y, other])
+        x, step = assert_alike(layer, [x, step])
+    y, other = assert_alike(SimulatedAdd(**options), [x, step, x * 3, step * 3])
+    assert_alike(SimulatedMean(**options), [y, other])
 
 
-def alike(layer, inputs):
+def assert_alike(layer, inputs):
     layer(inputs, training=True)  # looks at the range, whole
     trained, step = layer(inputs, training=True)
     computed, same = layer(inputs, training=False)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from deeplab_variants import ARCHIVES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,11 +20,6 @@ from mnv2_keras.inference.segmenter import MultiScale
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo, read_mask, save_mask, voc_palette
 from mnv2_keras.preprocessing import normalize_image
-
-ARCHIVES = {
-    "os16": "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
-    "dm05": "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
-}
 
 
 @pytest.fixture(scope="module", params=ARCHIVES)
@@ -177,7 +173,7 @@ def test_networks_that_are_no_segmenter_for_photos(small):
             Segmenter(model)
     with pytest.raises(ValueError, match="257 classes: labels are uint8, so 256 at most"):
         Segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=257))
-    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         Segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), include_preprocessing=True))
 
 

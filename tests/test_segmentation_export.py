@@ -97,7 +97,7 @@ def test_no_photo_to_calibrate_on(small, tmp_path):
 def test_what_is_no_segmenter(tmp_path):
     import keras
 
-    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), include_preprocessing=True)
         export_segmenter(model, tmp_path / "pixels.tflite")
 

@@ -3,14 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from deeplab_variants import ARCHIVES
 
 from mnv2_keras import Segmenter, convert_checkpoint, endpoints, read_image
 from mnv2_keras.masks import pad_photo
-
-ARCHIVES = {
-    "os16": "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
-    "dm05": "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
-}
 
 
 @pytest.fixture(scope="module")

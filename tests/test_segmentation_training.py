@@ -292,7 +292,7 @@ def test_frozen_batch_norms_stay_as_they_are(folder):
 
 def test_a_model_that_takes_pixels_is_not_trained():
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, include_preprocessing=True)
-    with pytest.raises(ValueError, match="takes values from 0 to 255"):
+    with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         train_segmenter(model, DrawnShapes(3, 33), TINY)
 
 

@@ -6,12 +6,10 @@ Parallelism is explicit and autotune off: tf.data's autotuning stalls at the end
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from mnv2_keras.data.classification import Examples, TfdsExamples
-from mnv2_keras.taps import takes_pixels
 
 #: How many examples of a TFDS stream are mixed.
 SHUFFLE_BUFFER = 16_384
@@ -28,19 +26,6 @@ def options() -> tf.data.Options:
     # Each worker of a distributed run takes its own part by itself.
     chosen.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return chosen
-
-
-def check_input(model: keras.Model) -> None:
-    """Whether a model takes what the batches hold, images in [-1, 1].
-
-    Raises:
-        ValueError: it scales them itself.
-    """
-    if takes_pixels(model):
-        raise ValueError(
-            f"model {model.name!r} was built with include_preprocessing=True and takes 0 to 255, here it would get [-1, 1]: build "
-            "it with include_preprocessing=False and give it the same weights (set_weights)."
-        )
 
 
 def steps_per_epoch(count: int, batch: int) -> int:

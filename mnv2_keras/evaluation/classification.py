@@ -16,7 +16,6 @@ from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.receipt import versions, write_text
 from mnv2_keras.data.classification import check_labels
 from mnv2_keras.labels import imagenet_labels
-from mnv2_keras.shipped import shipped_file
 
 #: Bins of confidence in the calibration error.
 BINS = 15
@@ -309,12 +308,10 @@ def weights_digest(weights) -> str:
             checkpoint (names and contents of its files), or a registered name (the published one).
     """
     if not hasattr(weights, "layers"):
-        from mnv2_keras.inference.model_cache import _weights_digest
+        from mnv2_keras.inference.model_cache import digest_of_files, path_of
 
-        path = Path(weights).expanduser()
-        if str(weights) == "digits" and not path.exists():  # what LiteRT runs by that name
-            path = shipped_file("digits_int8.tflite")
-        return sha256_of(path) if path.is_file() else _weights_digest(path, str(weights))
+        path = path_of(weights)
+        return sha256_of(path) if path.is_file() else digest_of_files(path, str(weights))
     digest = hashlib.sha256()
     for variable in weights.weights:
         digest.update(f"{variable.path} {variable.dtype} {tuple(variable.shape)}\n".encode())

@@ -27,7 +27,7 @@ class KerasRunner:
     def __init__(self, model, name: str, path: Path | None):
         import tensorflow as tf
 
-        from mnv2_keras.data.batches import check_input
+        from mnv2_keras.taps import check_input
 
         check_input(model)
         height, width, self.channels = model.input_shape[1:]

@@ -21,7 +21,7 @@ from mnv2_keras.heads.deeplab import LargestClass
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo
-from mnv2_keras.taps import takes_pixels
+from mnv2_keras.taps import check_input
 
 OUTPUTS = ("logits", "labels")
 
@@ -96,11 +96,7 @@ def export_segmenter(
         raise ValueError(
             f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
         )
-    if takes_pixels(model):
-        raise ValueError(
-            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), a segmenter's file takes -1 to 1: build it "
-            "without include_preprocessing and fill it with the same weights."
-        )
+    check_input(model)
     size = tuple(own or given for own, given in zip(model.input_shape[1:3], resolution or (513, 513), strict=True))
     skipped: dict[str, str] = {}
     known = _load(calibration, size, skipped) if calibration is not None else {}

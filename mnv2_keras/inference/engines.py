@@ -96,9 +96,8 @@ class LitertEngine:
             alone: whether to use all threads; False uses one, for callers that run many at once.
         """
         with self._borrowed(self._threads if alone else 1) as interpreter:
-            interpreter.tensor(self._input.index)()[0] = self._input.stored(
-                image
-            )  # a copy less than `set_tensor` makes
+            # A copy less than `set_tensor` makes.
+            interpreter.tensor(self._input.index)()[0] = self._input.stored(image)
             interpreter.invoke()
             end = self._ends[output]
             return end.real(interpreter.get_tensor(end.index)[0])

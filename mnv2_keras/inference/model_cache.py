@@ -42,13 +42,11 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
         FileNotFoundError: there are no such weights.
         ValueError: they cannot be converted, or another precision.
     """
-    path = Path(weights).expanduser()
-    if str(weights) == "digits" and not path.exists():
-        path = shipped_file("digits_int8.tflite")
+    path = path_of(weights)
     if path.suffix == ".tflite":
         return _own_file(path, precision, resolution)
     _check_precision(precision)
-    digest = _weights_digest(path, str(weights))
+    digest = digest_of_files(path, str(weights))
     parts = [digest, precision, str(resolution), __version__, str(_FORMAT)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     kept = _kept(key)
@@ -79,7 +77,13 @@ def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
     return path.read_bytes()
 
 
-def _weights_digest(path: Path, name: str) -> str:
+def path_of(weights: str | os.PathLike) -> Path:
+    """Where weights lie, "digits" being the file that is installed with the package; a registered name lies nowhere."""
+    path = Path(weights).expanduser()
+    return shipped_file("digits_int8.tflite") if str(weights) == "digits" and not path.exists() else path
+
+
+def digest_of_files(path: Path, name: str) -> str:
     """SHA-256 of local weights, or the published one of a registered name."""
     if not path.exists() and not Path(f"{path}.index").exists():
         from mnv2_keras.registry import list_checkpoints
@@ -218,17 +222,13 @@ def check_classifier(model) -> None:
     Raises:
         ValueError: it puts out no classes, or takes 0 to 255.
     """
-    from mnv2_keras.taps import takes_pixels
+    from mnv2_keras.taps import check_input
 
     if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
         raise ValueError(
             f"{model.name!r} gives {model.output_shape}, no probabilities of classes: a Classifier needs weights with a classifier."
         )
-    if takes_pixels(model):
-        raise ValueError(
-            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), a Classifier gives -1 to 1: build it without "
-            "include_preprocessing and fill it with the same weights."
-        )
+    check_input(model)
 
 
 def make_classifier_file(model, precision: str, here: bool = False) -> bytes:

@@ -233,7 +233,7 @@ class _Keras:
         import tensorflow as tf
 
         from mnv2_keras.models.conversion import open_model
-        from mnv2_keras.taps import takes_pixels
+        from mnv2_keras.taps import check_input
 
         model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
         self.size = tuple(side or 513 for side in model.input_shape[1:3])
@@ -243,11 +243,7 @@ class _Keras:
                 f"{_called(weights)} holds no segmenter: its model makes {made or model.output_shape} of {model.input_shape}, not "
                 "(B, H, W, classes) of (B, H, W, 3)."
             )
-        if takes_pixels(model):
-            raise ValueError(
-                f"{_called(weights)} takes values from 0 to 255 (include_preprocessing=True), a Segmenter gives -1 to 1: build it "
-                "without include_preprocessing and fill it with the same weights."
-            )
+        check_input(model, _called(weights))
         self.classes, self.names = made[3], None
         plain = scales == (1.0,) and not flip
 

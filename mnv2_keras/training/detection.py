@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.data.batches import check_input
+from mnv2_keras.taps import check_input
 from mnv2_keras.training.detection_loss import detection_loss
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.twin import training_twin

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from mnv2_keras.cache import cache_access, cache_folder
 from mnv2_keras.data.augmentation import evaluated
-from mnv2_keras.data.batches import check_input, evaluation_batches
+from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import check_labels
-from mnv2_keras.taps import endpoints
+from mnv2_keras.taps import check_input, endpoints
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
 
 #: Images at once in the one pass that computes features.

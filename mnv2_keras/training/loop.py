@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from mnv2_keras.convert.receipt import write_text
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
-from mnv2_keras.data.batches import check_input, evaluation_batches, steps_per_epoch, training_batches
+from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from mnv2_keras.data.classification import check_labels
 from mnv2_keras.models.classifier import build_mobilenetv2
-from mnv2_keras.taps import endpoints
+from mnv2_keras.taps import check_input, endpoints
 from mnv2_keras.training.averages import MovingAverages
 from mnv2_keras.training.history import write_csv, write_curves, write_tensorboard
 from mnv2_keras.training.optimizer import SlimRMSprop

@@ -7,7 +7,7 @@ from keras import ops
 
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.masks import IGNORED
-from mnv2_keras.taps import takes_pixels
+from mnv2_keras.taps import check_input
 from mnv2_keras.training.twin import training_twin
 
 
@@ -148,11 +148,7 @@ def train_segmenter(
         raise ValueError(
             f"the masks have {pairs.classes} classes, the model {model.output_shape[3]}: build it with classes={pairs.classes}."
         )
-    if takes_pixels(model):
-        raise ValueError(
-            f"{model.name!r} takes values from 0 to 255 (include_preprocessing=True), training gives -1 to 1: build it without "
-            "include_preprocessing."
-        )
+    check_input(model)
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
     twin = training_twin(model)  # it has the model's variables
