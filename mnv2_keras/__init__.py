@@ -45,10 +45,11 @@ _HOME = {
     "training.detection": ["DetectionRecipe", "train_detector"],
     "training.finetune": ["Finetuned", "finetune", "unfreeze"],
     "training.linear_probe": ["Probe", "linear_probe", "pooled_features"],
-    "training.loop": ["Diverged", "Progress", "Run", "WorkerLost", "train"],
+    "training.loop": ["Progress", "Run", "train"],
     "training.optimizer": ["SlimRMSprop"],
     "training.recipes": ["RECIPES", "Recipe", "recipe_named"],
     "training.segmentation": ["SegmentationRecipe", "train_segmenter"],
+    "training.state": ["Diverged", "WorkerLost"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

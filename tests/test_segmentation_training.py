@@ -35,6 +35,7 @@ from mnv2_keras.training.segmentation import (
     train_segmenter,
     whole_rounds,
 )
+from mnv2_keras.training.state import Diverged
 
 TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
 
@@ -139,10 +140,10 @@ def test_augmentation_draws_everything():
 
 
 def test_batches_are_endless_and_given_by_the_seed_alone():
-    def batches(seed, others_seed):
+    def batches(seed, others_seed, start=0):
         tf.random.set_seed(others_seed)
-        made = training_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, 1, seed)
-        return [batch for batch, _ in zip(made, range(3), strict=False)]
+        made = training_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, seed, start)
+        return [batch for batch, _ in zip(made, range(5 - start), strict=False)]
 
     first, again, other = batches(1, 2), batches(1, 3), batches(4, 2)
     for (image, mask), (image_2, mask_2) in zip(first, again, strict=True):
@@ -151,6 +152,19 @@ def test_batches_are_endless_and_given_by_the_seed_alone():
         np.testing.assert_array_equal(image, image_2)
         np.testing.assert_array_equal(mask, mask_2)
     assert any(not np.array_equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
+    for start in (1, 2, 4):  # within the first pass, and in later ones
+        for (image, mask), (image_2, mask_2) in zip(batches(1, 5, start), first[start:], strict=True):
+            np.testing.assert_array_equal(image, image_2)
+            np.testing.assert_array_equal(mask, mask_2)
+
+
+def test_each_pass_has_an_order_of_its_own(folder):
+    for pairs in (photos_and_masks(folder / "photos", folder / "masks", 4), DrawnShapes(3, 40)):
+        drawn = [photo.tobytes() for photo, _ in DrawnShapes(3, 40)]
+        orders = [[drawn.index(photo.tobytes()) for photo, _ in pairs.shuffled((0, i))] for i in range(20)]
+        assert all(sorted(order) == [0, 1, 2] for order in orders)
+        assert len({tuple(order) for order in orders}) == 6
+        assert [drawn.index(photo.tobytes()) for photo, _ in pairs.shuffled((0, 7), 1)] == orders[7][1:]
 
 
 # Where photos and masks come from
@@ -207,6 +221,30 @@ def test_bad_folders(folder, tmp_path):
         photos_and_masks(photos, masks, 4)
 
 
+def test_what_cannot_be_read_is_left_out_and_named(folder):
+    """A photo or mask that is broken costs nothing but itself, wherever it stands."""
+    photos, masks = folder / "photos", folder / "masks"
+    (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:300])
+    pairs = photos_and_masks(photos, masks, 4)
+    drawn = [mask.tobytes() for _, mask in DrawnShapes(3, 40)]
+    assert [drawn.index(mask.tobytes()) for _, mask in pairs] == [0, 2]
+    assert list(pairs.broken) == [str(photos / "1.png")]
+    assert "1.png is truncated or damaged" in pairs.broken[str(photos / "1.png")]
+    for i in range(6):  # a pass keeps its length
+        order = [drawn.index(mask.tobytes()) for _, mask in pairs.shuffled((0, i))]
+        assert len(order) == 3
+        assert set(order) == {0, 2}
+    pairs = photos_and_masks(photos, masks, 4)
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    assert train_segmenter(model, pairs, dataclasses.replace(TINY, batch=3))[-1]["step"] == 2
+    assert list(pairs.broken) == [str(photos / "1.png")]
+    (photos / "0.png").write_bytes(b"")
+    (masks / "2.png").write_bytes(b"broken")
+    for reading in (iter, lambda pairs: pairs.shuffled((0, 0))):
+        with pytest.raises(ImageError, match="none of 3 photos with masks can be read: .*png is"):
+            list(reading(photos_and_masks(photos, masks, 4)))
+
+
 @pytest.mark.filterwarnings("ignore")  # TFDS's own
 def test_tfds(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
@@ -233,6 +271,10 @@ def test_tfds(tmp_path, monkeypatch):
     found = {mask.tobytes(): photo for photo, mask in pairs}
     for photo, mask in DrawnShapes(4, 33):
         np.testing.assert_array_equal(found[mask.tobytes()], photo)
+    orders = [[mask.tobytes() for _, mask in pairs.shuffled((0, i))] for i in range(8)]
+    assert all(sorted(order) == sorted(found) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    assert [mask.tobytes() for _, mask in pairs.shuffled((0, 3), 2)] == orders[3][2:]
     with pytest.raises(ValueError, match="unknown labels"):
         list(tfds_photos_and_masks("drawn", "train", 1))
     monkeypatch.setattr("mnv2_keras.data.segmentation._MASKS", ("annotation",))
@@ -273,9 +315,47 @@ def test_all_steps_are_trained(folder):
     assert [whole_rounds(*each) for each in ((19, 10), (2000, 10), (12, 5), (3, 10))] == [1, 10, 4, 3]
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
     pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
-    losses = train_segmenter(model, pairs, dataclasses.replace(TINY, steps=5, batch=1), rounds=3)
-    assert int(model.optimizer.iterations) == 5
-    assert len(losses) == 1
+    seen = []
+    recipe = dataclasses.replace(TINY, steps=4, batch=1)
+    rows = train_segmenter(model, pairs, recipe, rounds=3, progress=lambda *told: seen.append(told))
+    assert int(model.optimizer.iterations) == 4
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [(step, row) for step, _, row in seen] == [(1, None), (2, rows[0]), (3, None), (4, rows[1])]
+    assert [row["loss"] for row in rows] == pytest.approx([(seen[i][1] + seen[i + 1][1]) / 2 for i in (0, 2)])
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(folder, tmp_path):
+    recipe = dataclasses.replace(TINY, steps=6)
+
+    def train(progress=None, **options):
+        keras.utils.set_random_seed(3)
+        model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
+        pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
+        rows = train_segmenter(model, pairs, recipe, rounds=3, progress=progress, **options)
+        return rows, model.get_weights()
+
+    def stop(step, loss, row):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state.npz"
+    rows, weights = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(stop, state=state)
+    with pytest.raises(ValueError, match="of a run that has not ended: resume it"):
+        train(state=state)
+    steps = []
+    resumed, again = train(lambda step, *_: steps.append(step), state=state, resume=True)
+    assert steps == [5, 6]
+    assert [(row["step"], row["loss"]) for row in resumed] == [(row["step"], row["loss"]) for row in rows]
+    for ours, theirs in zip(again, weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    recipe = dataclasses.replace(recipe, learning_rate=0.5)
+    with pytest.raises(ValueError, match="holds a run with other recipe"):
+        train(state=state, resume=True)
+    recipe = dataclasses.replace(recipe, learning_rate=1e30)
+    with pytest.raises(Diverged, match=r"The loss is (nan|inf) at step \d: lower the learning rate \(1e\+30"):
+        train()
 
 
 def test_frozen_batch_norms_stay_as_they_are(folder):
@@ -300,9 +380,9 @@ def test_training_learns_and_refuses_what_does_not_fit(folder):
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
     before = [weight.numpy() for weight in model.weights]
     pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
-    losses = train_segmenter(model, pairs, TINY)
-    assert len(losses) == 2
-    assert np.isfinite(losses).all()
+    rows = train_segmenter(model, pairs, TINY)
+    assert len(rows) == 2
+    assert all(np.isfinite(row["loss"]) for row in rows)
     changed = [not np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True)]
     assert np.mean(changed) > 0.95
     save_mask(np.zeros((40, 39)), folder / "masks" / "1.png")
@@ -322,7 +402,7 @@ def test_commands(folder, tmp_path):
         command_line(), [*command, *sources, "--steps", "2", "--batch", "1", "--freeze-batch-norm"]
     )
     assert result.exit_code == 0, result.output
-    assert model.exists()
+    assert sorted(tmp_path.glob("model*")) == [model]  # no state is left
     plot = tmp_path / "confusion.png"
     command = ["evaluate", "segmentation", str(model), *sources, "--plot", str(plot)]
     result = CliRunner().invoke(command_line(), [*command, "--json"])
@@ -333,8 +413,12 @@ def test_commands(folder, tmp_path):
     assert 0 <= found["mean_iou"] <= 1
     with Image.open(plot) as image:
         assert image.size[0] > 300
+    (folder / "photos" / "2.png").write_bytes(b"broken")
     result = CliRunner().invoke(command_line(), command)
     assert "mean IoU" in result.stdout
+    assert "2 photos." in result.stdout
+    assert "1 images could not be read and were left out:" in result.stderr
+    assert "2.png" in result.stderr
     for bad in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
         result = CliRunner().invoke(command_line(), ["evaluate", "segmentation", str(model), *bad])
         assert isinstance(result.exception, ValueError)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mnv2_keras.cli.screen import Json, err, out, print_json, working
 from mnv2_keras.cli.segment import PASCAL, Flip, Scales, numbers
+from mnv2_keras.cli.training import show_broken
 
 Photos = Annotated[Path | None, typer.Option(help="Folder of photos.")]
 Masks = Annotated[
@@ -54,8 +55,11 @@ def evaluate(
     if plot:
         matrix.plot(plot, names)
     result = matrix.as_dict(names)
+    broken = getattr(pairs, "broken", {})
+    show_broken(broken)
+    count = len(pairs) - len(broken)
     if as_json:
-        print_json({"photos": len(pairs), **result})
+        print_json({"photos": count, "broken": broken, **result})
         return
     table = Table("class", "IoU")
     for name, value in result["iou"].items():
@@ -65,7 +69,7 @@ def evaluate(
     if mean is None:
         out.print("No pixel is judged: every one is ignored.")
     else:
-        out.print(f"mean IoU {mean:.4f}, pixel accuracy {accuracy:.4f}, {len(pairs)} photos.")
+        out.print(f"mean IoU {mean:.4f}, pixel accuracy {accuracy:.4f}, {count} photos.")
 
 
 def train(
@@ -88,12 +92,17 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="At the start.")] = None,
     freeze_batch_norm: Annotated[bool, typer.Option("--freeze-batch-norm", help="Keep the batch norms.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the training into this PNG.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a stopped run with this output was last kept.")
+    ] = False,
 ) -> None:
     """Train a segmenter with DeepLab's published recipe, or on drawn shapes in minutes.
 
     Example: mnv2 train segmentation --photos JPEGImages --masks SegmentationClass -o voc.keras --weights imagenet
 
     Example: mnv2 train segmentation --shapes --decoder --weights imagenet -o shapes.keras --plot curve.png
+
+    Until the model is written, OUTPUT.state.npz holds what was last kept: the same command with --resume goes on from there.
     """
     import dataclasses
 
@@ -108,7 +117,7 @@ def train(
         from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
         from mnv2_keras.training.curves import plot_training
-        from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter, whole_rounds
+        from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
         from mnv2_keras.weights import save_model
 
         recipe = SHAPES if shapes else SegmentationRecipe()
@@ -123,26 +132,41 @@ def train(
             weights=weights,
             weight_decay=recipe.weight_decay,
         )
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rounds, rows = whole_rounds(recipe.steps, 5), []
     held_out = _pairs(None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task("training", total=rounds)
+    judged, state = Segmenter(model), output.with_name(f"{output.name}.state.npz")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=err, transient=True) as progress:
+            bar = progress.add_task("training", total=recipe.steps)
 
-        judged = Segmenter(model)
+            def told(step, loss, row):
+                progress.update(bar, completed=step, description=f"training, loss {loss:.3f}")
+                if row:
+                    words = "".join(f"  {name} {row[name]:.4f}" for name in ("loss", "mean_iou") if name in row)
+                    err.print(f"step {step}/{recipe.steps}{words}", highlight=False)
 
-        def told(epoch, logs):
-            row = {"step": (epoch + 1) * (recipe.steps // rounds), "loss": logs["loss"]}
-            if held_out:
-                row["mean_iou"] = evaluate_segmenter(judged, held_out).mean_iou
-            rows.append(row)
-            words = "".join(f", {name} {value:.3f}" for name, value in row.items() if name != "step")
-            progress.update(bar, completed=epoch + 1, description=f"training{words}")
-
-        callback = keras.callbacks.LambdaCallback(on_epoch_end=told)
-        train_segmenter(model, pairs, recipe, callbacks=[callback], rounds=rounds)
+            rows = train_segmenter(
+                model,
+                pairs,
+                recipe,
+                rounds=max(5, recipe.steps // 500),
+                state=state,
+                resume=resume,
+                evaluate=(lambda: {"mean_iou": evaluate_segmenter(judged, held_out).mean_iou}) if held_out else None,
+                progress=told,
+            )
+    except KeyboardInterrupt:
+        if state.exists():
+            err.print(
+                "[bold]stopped[/]: the same command with --resume goes on from the last step named.", soft_wrap=True
+            )
+        raise
+    finally:
+        show_broken(getattr(pairs, "broken", {}))
     path = save_model(model, output)
+    state.unlink(missing_ok=True)
     if plot:
         plot_training(rows, plot)
     ending = f"; mean IoU {rows[-1]['mean_iou']:.4f} on {len(held_out)} held-out pictures" if held_out else ""

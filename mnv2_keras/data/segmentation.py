@@ -3,17 +3,20 @@
 Source of the augmentation: DeepLab's `input_preprocess.preprocess_image_and_label` and `core/preprocess_utils`.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.images import find_images, read_image
+from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.masks import IGNORED, PADDING, read_mask
 from mnv2_keras.preprocessing import normalize_image
 
+#: Examples of a TFDS stream that are held to draw from.
+_BUFFER = 256
 #: What TFDS data sets call a mask of labels.
 _MASKS = ("segmentation_mask", "segmentation_label", "annotation", "mask", "label")
 
@@ -25,16 +28,44 @@ class PhotoMaskFolder:
     Attributes:
         pairs: (photo, mask) paths, sorted by name.
         classes: labels run from 0 to below it; 255 is ignored.
+        broken: photos left out so far because they or their masks cannot be read, with the reason.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
     classes: int
+    broken: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return (self.read(index) for index in range(len(self)))
+        """All that can be read, in their order.
+
+        Raises:
+            ImageError: not one of them can.
+            ValueError: as `read` does for what can be read and does not fit.
+        """
+        return (pair for index in range(len(self)) if (pair := self._readable(index)))
+
+    def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass of `len(self)` pairs from its `start` on, in the order that the seed gives.
+
+        For one that cannot be read the next one that can is given, so that a pass has one length whatever is broken.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        for place in range(start, len(self)):
+            chain = itertools.chain(order[place:], order[:place])
+            yield next(pair for index in chain if (pair := self._readable(index)))
+
+    def _readable(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The pair, or None once its fault is noted."""
+        try:
+            return self.read(index)
+        except ImageError as error:
+            self.broken[str(self.pairs[index][0])] = str(error)
+            if len(self.broken) == len(self):
+                raise ImageError(f"none of {len(self)} photos with masks can be read: {error}") from error
+            return None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Photo uint8 (H, W, 3) and mask uint8 (H, W).
@@ -141,7 +172,17 @@ class _TfdsPairs:
         return self.builder.info.splits[self.split].num_examples
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for i, example in enumerate(self.builder.as_dataset(split=self.split).as_numpy_iterator()):
+        return self._checked(self.builder.as_dataset(split=self.split).enumerate())
+
+    def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass from its `start` on, mixed within a buffer by the seed."""
+        number = int(np.random.default_rng(seed).integers(2**31))
+        mixed = self.builder.as_dataset(split=self.split).enumerate()
+        mixed = mixed.shuffle(_BUFFER, number, reshuffle_each_iteration=False)
+        return self._checked(mixed.skip(start))
+
+    def _checked(self, numbered) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i, example in numbered.as_numpy_iterator():
             name = f"{self.builder.name} {self.split}, example {i}"
             photo, mask = example["image"], example[self.key][..., 0]
             _check_sizes(photo, mask, name, self.key)
@@ -198,16 +239,16 @@ def augmented(
 
 
 def training_batches(
-    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, shuffle: int = 256, seed: int = 0
+    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, seed: int = 0, start: int = 0
 ):
-    """An endless `tf.data.Dataset` of augmented batches.
+    """An endless `tf.data.Dataset` of augmented batches: pass after pass, each in an order of its own.
 
     Args:
-        pairs: what can be gone through again and again and gives (photo, mask).
+        pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
         batch: examples in a batch.
         crop, scales, flip: as in `augmented`.
-        shuffle: examples held to draw from.
-        seed: of order and augmentation.
+        seed: gives order and augmentation.
+        start: the batch to start with, as if those before had been taken.
 
     Returns:
         Batches of float32 (batch, height, width, 3) and int32 (batch, height, width).
@@ -216,13 +257,17 @@ def training_batches(
 
     from mnv2_keras.data.batches import options
 
-    signature = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8))
-    data = tf.data.Dataset.from_generator(lambda: iter(pairs), output_signature=signature).repeat()
-    data = data.shuffle(shuffle, seed=seed) if shuffle > 1 else data
+    def examples():
+        first, place = divmod(start * batch, len(pairs))
+        for number in itertools.count(first):
+            yield from pairs.shuffled((seed, number), place if number == first else 0)
 
     def changed(number, example):
+        number += start * batch
         return augmented(*example, crop, tf.stack([tf.cast(seed, tf.int64), number]), tuple(scales), flip)
 
+    signature = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8))
+    data = tf.data.Dataset.from_generator(examples, output_signature=signature)
     # Two at a time: the network needs the cores more.
     data = data.enumerate().map(changed, num_parallel_calls=2, deterministic=True)
     return data.batch(batch, drop_remainder=True).prefetch(2).with_options(options())

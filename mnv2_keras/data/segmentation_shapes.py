@@ -31,9 +31,13 @@ class DrawnShapes:
         for index in range(self.count):
             yield self.draw(index)
 
+    def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass from its `start` on, in the order that the seed gives."""
+        return (self.draw(index) for index in np.random.default_rng(seed).permutation(self.count)[start:])
+
     def draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One picture: uint8 (side, side, 3) and its mask, uint8 (side, side), 0 to 3."""
-        random = np.random.default_rng((self.seed, index))
+        random = np.random.default_rng((self.seed, int(index)))
         # A ground of soft blotches, and a little noise over everything.
         blotches = random.integers(0, 256, (6, 6, 3), np.uint8)
         picture = Image.fromarray(blotches).resize((self.side, self.side), Image.Resampling.BICUBIC)

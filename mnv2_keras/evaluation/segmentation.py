@@ -124,7 +124,8 @@ def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
         progress: called after each photo with the number of photos done.
 
     Returns:
-        The matrix over all photos; only one photo is in memory at a time.
+        The matrix over all photos that can be read (`pairs.broken` of a folder names the others); only one photo is in memory
+        at a time.
 
     Raises:
         ValueError: a photo or mask that cannot be used, naming it.

@@ -14,6 +14,7 @@ from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.taps import check_input
 from mnv2_keras.training.detection_loss import detection_loss
 from mnv2_keras.training.optimizer import SlimRMSprop
+from mnv2_keras.training.state import Diverged
 from mnv2_keras.training.twin import training_twin
 
 
@@ -99,10 +100,6 @@ SHAPES = DetectionRecipe(
     crop=False,
 )
 RECIPES = {"paper": PAPER, "shapes": SHAPES}
-
-
-class Diverged(ValueError):
-    """The loss is no number any more."""
 
 
 def train_detector(

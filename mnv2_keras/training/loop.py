@@ -22,7 +22,7 @@ from mnv2_keras.training.averages import MovingAverages
 from mnv2_keras.training.history import write_csv, write_curves, write_tensorboard
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.recipes import Recipe
-from mnv2_keras.training.state import load_state, save_state
+from mnv2_keras.training.state import Diverged, WorkerLost, restore, save_state
 from mnv2_keras.training.twin import training_twin
 from mnv2_keras.weights import save_model
 
@@ -35,14 +35,6 @@ _SILENCE = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-
-
-class Diverged(ValueError):
-    """The loss is no number any more."""
-
-
-class WorkerLost(OSError):
-    """Another worker of a distributed run is gone."""
 
 
 class Progress(NamedTuple):
@@ -259,7 +251,7 @@ def train(
         raise ValueError(f"A batch of {batch} cannot be shared by {devices} devices: choose a multiple of {devices}.")
     step = Step(model, recipe, strategy)
     offset = step.classes - len(training.class_names)
-    rows = _restore(step, state, identity) if resume and state.exists() else []
+    rows = restore(state, step.variables, identity) if resume and state.exists() else []
     best = max((row["val_accuracy"] for row in rows), default=-1.0)
     if worker == 0:
         write_text(folder / "recipe.json", json.dumps(recipe.as_dict(), indent=1) + "\n")
@@ -365,22 +357,6 @@ def _identity(recipe: Recipe, training, held_out, class_weights) -> dict:
         "held_out": held_out.fingerprint(),
     }
     return json.loads(json.dumps(about))
-
-
-def _restore(step: Step, state: Path, identity: dict) -> list[dict]:
-    arrays, about = load_state(state)
-    differing = [name for name in identity if about.get("identity", {}).get(name) != identity[name]]
-    if differing:
-        raise ValueError(
-            f"{state.parent} holds a run with other {', '.join(differing)}: resume with the same recipe and data, or choose "
-            "another folder."
-        )
-    variables = step.variables
-    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
-        raise ValueError(f"{state} holds the variables of another network: choose another folder.")
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-    return about["rows"]
 
 
 def _where(step: Step, images, epoch: int, i: int, rate: float, saved: Path | None) -> str:

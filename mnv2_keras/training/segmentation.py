@@ -1,13 +1,21 @@
 """DeepLab's published training: momentum, a polynomial learning rate, scaled crops, cross-entropy of the judged pixels."""
 
-from dataclasses import dataclass
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import keras
+import numpy as np
 from keras import ops
 
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.masks import IGNORED
 from mnv2_keras.taps import check_input
+from mnv2_keras.training.state import Diverged, restore, save_state
 from mnv2_keras.training.twin import training_twin
 
 
@@ -119,23 +127,37 @@ def whole_rounds(steps: int, most: int) -> int:
 
 
 def train_segmenter(
-    model: keras.Model, pairs, recipe: SegmentationRecipe, *, callbacks=(), rounds: int = 10, verbose=0
-):
+    model: keras.Model,
+    pairs,
+    recipe: SegmentationRecipe,
+    *,
+    rounds: int = 10,
+    state: str | os.PathLike | None = None,
+    resume: bool = False,
+    evaluate: Callable[[], dict] | None = None,
+    progress: Callable[[int, float, dict | None], None] | None = None,
+) -> list[dict]:
     """Train a segmenter on photos with masks.
 
     Args:
         model: from `build_deeplabv3_mobilenetv2`, at the recipe's crop, or of any size.
-        pairs: gives (photo, mask) at each pass: `photos_and_masks`, `tfds_photos_and_masks`, `DrawnShapes`.
+        pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
         recipe: how.
-        callbacks: of Keras, called at the end of each round.
-        rounds: in how many parts the steps are reported; fewer where the steps cannot be divided so (`whole_rounds`).
-        verbose: as in `Model.fit`.
+        rounds: in how many parts the steps are reported and kept; fewer where the steps cannot be divided so
+            (`whole_rounds`).
+        state: a file that holds, after each round, all it takes to go on.
+        resume: go on where `state` ends (on CPUs to the same bits); from the start if there is no such file.
+        evaluate: called at the end of each round; what it returns is added to the round's row.
+        progress: called after each step with its number (from 1), its loss, and the row where a round ends.
 
     Returns:
-        The losses of the rounds, first to last.
+        A row for each round: `step`, `loss` (its mean, weight decay included), `seconds` of the round's steps, and what
+        `evaluate` says.
 
     Raises:
-        ValueError: a photo or mask that cannot be used, naming it; or a model of another size, class count or range of values.
+        ValueError: a photo or mask that does not fit, naming it; a model of another size, class count or range of values; or
+            `state` is another run's, or is there without `resume`.
+        Diverged: the loss is NaN or infinite; the message says where.
     """
     import tensorflow as tf
 
@@ -149,24 +171,58 @@ def train_segmenter(
             f"the masks have {pairs.classes} classes, the model {model.output_shape[3]}: build it with classes={pairs.classes}."
         )
     check_input(model)
+    state = None if state is None else Path(state).expanduser()
+    if state is not None and state.exists() and not resume:
+        raise ValueError(f"{state} is of a run that has not ended: resume it (--resume), or delete it to start anew.")
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
-    twin = training_twin(model)  # it has the model's variables
-    twin.compile(model.optimizer, loss=SegmentationLoss(), jit_compile=False)
-    batches = training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed)
-    rounds = whole_rounds(recipe.steps, rounds)
-    try:
-        history = twin.fit(
-            batches,
-            epochs=rounds,
-            steps_per_epoch=recipe.steps // rounds,
-            callbacks=list(callbacks),
-            verbose=verbose,
-            shuffle=False,  # the batches are
-        )
-    except tf.errors.OpError as error:
-        raise ValueError(_cause(error)) from error
-    return history.history["loss"]
+    twin, judged, optimizer = training_twin(model), SegmentationLoss(), model.optimizer
+    trained = twin.trainable_variables  # the model's own
+    optimizer.build(trained)
+
+    @tf.function(reduce_retracing=True)
+    def train_step(images, masks):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([judged(masks, twin(images, training=True)), *twin.losses])
+        optimizer.apply(tape.gradient(loss, trained), trained)
+        return loss
+
+    variables = [*model.variables, *optimizer.variables]
+    identity = json.loads(json.dumps({"recipe": asdict(recipe), "pairs": len(pairs), "classes": pairs.classes}))
+    rows = restore(state, variables, identity) if state is not None and state.exists() else []
+    done, length = rows[-1]["step"] if rows else 0, recipe.steps // whole_rounds(recipe.steps, rounds)
+    batches = iter(
+        training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed, start=done)
+    )
+    total, start = 0.0, time.monotonic()
+    for number in range(done + 1, recipe.steps + 1):
+        try:
+            images, masks = next(batches)
+        except tf.errors.OpError as error:
+            raise ValueError(_cause(error) + _kept(rows, state)) from error
+        loss = float(train_step(images, masks))
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"The loss is {loss} at step {number}: lower the learning rate ({recipe.learning_rate:.3g} at the start), or "
+                f"check the photos and masks.{_kept(rows, state)}"
+            )
+        total += loss
+        row = None
+        if number % length == 0:
+            row = {"step": number, "loss": total / length, "seconds": round(time.monotonic() - start, 2)}
+            row |= evaluate() if evaluate else {}
+            rows.append(row)
+            if state is not None:
+                save_state(state, [np.asarray(each) for each in variables], {"identity": identity, "rows": rows})
+            total, start = 0.0, time.monotonic()
+        if progress:
+            progress(number, loss, row)
+    return rows
+
+
+def _kept(rows: list[dict], state: Path | None) -> str:
+    """In words, what a run that stops here leaves."""
+    return f" The first {rows[-1]['step']} steps are kept: --resume goes on from there." if rows and state else ""
 
 
 def _cause(error: Exception) -> str:

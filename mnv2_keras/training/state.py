@@ -1,4 +1,4 @@
-"""A run's state on disk: all or nothing, and nothing but numbers."""
+"""A run's state on disk: all or nothing, and nothing but numbers. And what stops a run."""
 
 import io
 import json
@@ -8,6 +8,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+
+
+class Diverged(ValueError):
+    """The loss is no number any more."""
+
+
+class WorkerLost(OSError):
+    """Another worker of a distributed run is gone."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,3 +59,31 @@ def load_state(path: Path) -> tuple[list[np.ndarray], dict]:
             return [file[f"a{i}"] for i in range(len(file.files) - 1)], about
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no state of a training run ({error}): start anew, without --resume.") from error
+
+
+def restore(path: Path, variables: list, identity: dict) -> list[dict]:
+    """Give a run's variables what `save_state` wrote, with `identity` and `rows` in its document.
+
+    Args:
+        path: of the state.
+        variables: of the same run, in the same order.
+        identity: what must be the same for a run to go on.
+
+    Returns:
+        The rows of its history.
+
+    Raises:
+        ValueError: it is the state of another run, or of another network.
+    """
+    arrays, about = load_state(path)
+    differing = [name for name in identity if about.get("identity", {}).get(name) != identity[name]]
+    if differing:
+        raise ValueError(
+            f"{path.parent} holds a run with other {', '.join(differing)}: resume with the same recipe and data, or choose "
+            "another folder."
+        )
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+        raise ValueError(f"{path} holds the variables of another network: choose another folder.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return about["rows"]
