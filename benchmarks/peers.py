@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from mnv2_keras.export.litert import write_bytes
+from mnv2_keras.atomic import write_bytes
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.measuring import prepared_file
 

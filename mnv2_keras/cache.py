@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mnv2_keras.atomic import replacing
+
 
 class CacheError(OSError):
     """The cache folder could not be read or written: no permission, read-only, disk full, ..."""
@@ -44,12 +46,5 @@ def cache_access(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def write_json(path: Path, value: object) -> None:
     """Replace the file as a whole, or leave it."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("w") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode())

@@ -1,12 +1,12 @@
 """A photo into a segmenter, and a mask of labels out of it: fitting, padding, colours, indexed PNG files."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mnv2_keras.atomic import replacing
 from mnv2_keras.images import ImageError
 from mnv2_keras.preprocessing import normalize_image
 
@@ -104,17 +104,6 @@ def save_mask(labels: np.ndarray, path: str | os.PathLike, palette: np.ndarray |
 
 def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
     """Write a PNG under a temporary name, sync it, and rename it."""
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, "PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return path
+    with replacing(path) as file:
+        image.save(file, "PNG")
+    return Path(path).expanduser()

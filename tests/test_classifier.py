@@ -1,6 +1,8 @@
 """The fast road: right answers, no TensorFlow, every image accounted for, and a cache that may be anything."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +108,26 @@ def test_a_model_that_takes_pixels_is_refused(engine):
     model = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
     with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         Classifier(model, engine)
+
+
+def test_a_file_is_fed_what_its_metadata_says(tmp_path, testdata):
+    """One that scales the pixels itself, and one that does not: the same answer."""
+    from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.models.classifier import build_mobilenetv2
+
+    plain = build_mobilenetv2(0.35, (32, 32, 3), classes=3)
+    pixels = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
+    pixels.set_weights(plain.get_weights())
+    paths = tmp_path / "plain.tflite", tmp_path / "pixels.tflite"
+    for model, path in zip((plain, pixels), paths, strict=True):
+        export_litert(model, path, compare=False)
+    for engine, near in (("litert", 1e-5), ("openvino", 0.02)):
+        found = []
+        for path in paths:
+            with Classifier(path, engine) as classifier:
+                found.append(classifier.predict(testdata / "images" / "cat.bmp")[0])
+        assert [each.index for each in found[0]] == [each.index for each in found[1]]
+        assert [each.score for each in found[0]] == pytest.approx([each.score for each in found[1]], abs=near)
 
 
 def test_openvino_agrees(real_file, testdata):
@@ -277,7 +299,7 @@ def test_converted_once_then_without_tensorflow(tiny, testdata, own_cache):
     said = []
     with Classifier(tiny, say=said.append) as classifier:
         first = classifier.predict(testdata / "images" / "cat.bmp")
-    assert len(said) == 1
+    assert said == [f"Converting {tiny} to LiteRT (float32); this is done once and kept in the cache."]
     assert len(list(own_cache.glob("litert/*.tflite"))) == 1
     program = (
         "import sys, json\n"
@@ -317,9 +339,23 @@ def test_a_corrupt_or_unwritable_cache_only_costs_time(tiny, tiny_file, own_cach
     kept.with_suffix(".json").write_text("[]")
     Classifier(tiny).close()
     assert len(made) == 3
+    small = (resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    kept.unlink()
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(*small)  # what a full disk is to a writer: it fails in the middle of the file
+    try:
+        Classifier(tiny).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(made) == 4
+    assert "cannot keep" in caplog.text
+    assert not kept.exists()
+    assert not list(kept.parent.glob(".*"))
+    caplog.clear()
     monkeypatch.setenv("MNV2_HOME", "/proc/nowhere")
     Classifier(tiny).close()
-    assert len(made) == 4
+    assert len(made) == 5
     assert "cannot keep" in caplog.text
 
 

@@ -49,7 +49,7 @@ def photos(testdata, tmp_path_factory):
 def expected(photos):
     """The single process's rows."""
     with Classifier("digits") as classifier:
-        return rows_of(classifier.stream(cluster.find_images(photos), 3))
+        return list(rows_of(classifier.stream(cluster.find_images(photos), 3)))
 
 
 def rows(path):
@@ -256,7 +256,7 @@ def heavy(testdata, tmp_path_factory):
     for i in range(1, 120):
         os.link(folder / "000.jpg", folder / f"{i:03d}.jpg")
     with Classifier("digits") as classifier:
-        return folder, rows_of(classifier.stream(cluster.find_images(folder), 3))
+        return folder, list(rows_of(classifier.stream(cluster.find_images(folder), 3)))
 
 
 def actors():

@@ -13,7 +13,7 @@ PACKAGE = Path(mnv2_keras.__file__).parent
 
 #: From the bottom up. A module imports from its own layer and from those below.
 LAYERS = [
-    {"architecture", "registry", "cache", "analysis"},
+    {"architecture", "registry", "atomic", "child", "cache", "analysis"},
     {"download"},
     {"fetch", "images", "labels", "shipped"},
     {"preprocessing", "boxes", "masks"},

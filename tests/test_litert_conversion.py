@@ -1,12 +1,19 @@
 """Keras to .tflite and back out of the file: the numbers, the operators, the ends, and failures that leave nothing."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
+from mnv2_keras.atomic import write_bytes
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.conversion import check_operators, convert_litert
-from mnv2_keras.export.litert import export_litert, write_bytes
+from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.export.report import inspect_litert
 
@@ -143,7 +150,10 @@ def test_the_converters_other_precisions(model, tmp_path, float_file, images, pr
     path = tmp_path / "model.tflite"
     report = export_litert(model, path, precision, calibration=images, labels=[f"class {i}" for i in range(11)])
     assert report.snr_db > least_db
+    assert precision != "float16" or report.largest_difference < 1e-2
     assert report.top1 == 1.0
+    assert report.worst_layer.name in {layer.name for layer in report.layers}
+    assert len(report.layers) == 64
     assert path.stat().st_size == report.size < most_size * len(float_file)
     assert read_metadata(path).labels[10] == "class 10"
 
@@ -180,17 +190,54 @@ def test_a_killed_conversion_leaves_no_file(model, tmp_path, monkeypatch):
     killer = tmp_path / "python"
     killer.write_text("#!/bin/sh\nkill -9 $$\n")
     killer.chmod(0o755)
-    monkeypatch.setattr("mnv2_keras.export.conversion.sys.executable", str(killer))
+    monkeypatch.setattr("mnv2_keras.child.sys.executable", str(killer))
     with pytest.raises(ValueError, match="ended by signal 9; no file was written"):
         export_litert(model, tmp_path / "model.tflite")
     assert [each.name for each in tmp_path.iterdir()] == ["python"]
+
+
+def test_a_killed_export_leaves_neither_file_nor_process(tmp_path):
+    """The parent gets SIGKILL while its child converts: the child ends too, and takes its folder along."""
+    code = (
+        "from mnv2_keras import build_mobilenetv2\n"
+        "from mnv2_keras.export.litert import export_litert\n"
+        f"export_litert(build_mobilenetv2(0.35, (96, 96, 3)), {str(tmp_path / 'out' / 'model.tflite')!r})\n"
+    )
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(folder)})
+
+    def children():
+        return [line for line in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split() if line]
+
+    deadline = time.monotonic() + 120
+    while not (list(folder.glob("mnv2-export-*/job.json")) and children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = children()
+
+    def alive():
+        try:
+            return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    time.sleep(3)  # it has begun to import TensorFlow
+    parent.kill()
+    parent.wait()
+    while list(folder.glob("mnv2-export-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(folder.glob("mnv2-export-*"))
+    assert not (tmp_path / "out").exists()
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive()
 
 
 def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mnv2_keras.export.litert.os.fsync", full)
+    monkeypatch.setattr("mnv2_keras.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_bytes(tmp_path / "model.tflite", b"content")
     assert list(tmp_path.iterdir()) == []

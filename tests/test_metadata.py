@@ -33,7 +33,7 @@ def real_model(testdata):
 def exported(request, real_model, testdata, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / f"{request.param}.tflite"
     photos = [testdata / "images" / name for name in PHOTOS]
-    return path, export_litert(real_model, path, request.param, calibration=photos, layers=request.param == "int8")
+    return path, export_litert(real_model, path, request.param, calibration=photos)
 
 
 def test_mediapipe_names_the_photos(exported, testdata):

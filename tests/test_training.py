@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # writes beyond it fail, as on a full disk
     try:
-        with pytest.raises(OSError, match=r"cannot be written \(File too large\): the last one saved is kept"):
+        with pytest.raises(OSError, match=r"cannot be written \(File too large\): what was there before is kept"):
             save_state(path, [np.random.default_rng(0).random(10_000)], {"rows": [2]})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -33,12 +33,10 @@ def bench(
 
     from rich.table import Table
 
-    from mnv2_keras.export.litert import write_bytes
+    from mnv2_keras.atomic import write_bytes
     from mnv2_keras.inference import measuring
 
-    measured = measuring.measure(
-        weights, variants or measuring.VARIANTS, threads or None, rounds, cold, say=lambda text: err.print(text)
-    )
+    measured = measuring.measure(weights, variants or measuring.VARIANTS, threads or None, rounds, cold, say=err.print)
     if output:
         write_bytes(output, measuring.to_csv(measured).encode())
     if plot:

@@ -31,8 +31,8 @@ def detect(
     """
     import json
 
+    from mnv2_keras.atomic import write_text
     from mnv2_keras.cli.segment import advancing, free_names
-    from mnv2_keras.convert.receipt import write_text
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_picture
 

@@ -104,8 +104,8 @@ def train(
     with working("building"):
         import keras
 
+        from mnv2_keras.atomic import write_text
         from mnv2_keras.boxes import ssd_anchors
-        from mnv2_keras.convert.receipt import write_text
         from mnv2_keras.data.detection import detection_batches
         from mnv2_keras.evaluation.detection import evaluate_detector
         from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2

@@ -30,7 +30,7 @@ def export(
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels of the input, in place of the weights'.")
     ] = None,
-    layers: Annotated[bool, typer.Option(help="Compare every layer.")] = False,
+    layers: Annotated[bool, typer.Option(help="Print every layer's comparison with float.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the layers' comparison into this .png.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     as_json: Json = False,
@@ -52,7 +52,6 @@ def export(
     options = {"output_type": output_type} if output_type else {}
     options |= {} if metadata else {"metadata": False}
     options |= {} if batch == 1 else {"batch": batch or None, "compare": batch < 2}
-    options |= {"layers": True} if layers or plot else {}
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
     ) as bar:
@@ -76,7 +75,7 @@ def export(
     if as_json:
         print_json(result.as_dict())
         return
-    show(written)
+    show(written, layers)
     if written is not result:
         show_agreement(result)
 
@@ -103,8 +102,8 @@ def show_agreement(result) -> None:
         err.print(f"skipped: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show(result) -> None:
-    """The report as tables."""
+def show(result, layers: bool = False) -> None:
+    """The report as tables, with one of the layers if wanted."""
     table = Table(title=f"{result.path}: {result.precision}", show_header=False)
     table.add_row("size", f"{result.size:,} bytes")
     table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
@@ -125,11 +124,11 @@ def show(result) -> None:
         table.add_row("calibrated on", f"{result.calibration_images} images: {result.calibrated}")
     table.add_row("time", f"{result.seconds:.1f} s")
     out.print(table)
-    if result.layers:
-        layers = Table("layer", "operator", "signal to noise")
+    if layers and result.layers:
+        table = Table("layer", "operator", "signal to noise")
         for layer in result.layers:
-            layers.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
-        out.print(layers)
+            table.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
+        out.print(table)
     for each in result.skipped:
         err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
     for each in result.warnings:

@@ -1,11 +1,12 @@
 """`mnv2 predict`: what is on the photos."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import Json, err, out, print_json
+from mnv2_keras.cli.screen import Json, err, out, print_json, while_it_lasts
 
 
 def predict(
@@ -63,18 +64,21 @@ def predict(
     if output:
         check_suffix(output)
     paths = find_images(photos)
-    with Classifier(
-        weights, engine, threads, precision=precision, resolution=resolution, say=lambda text: err.print(text)
-    ) as classifier:
-        results = list(_watched(classifier.stream(paths, top, "raise" if strict else "skip"), len(paths)))
-    if output:
-        write_results(results, output)
-        err.print(f"{output}: {len(results)} photos.", highlight=False)
-    elif as_json:
-        print_json([each.as_dict() for each in results if each.error is None])
-    else:
-        show({each.source: each.predictions for each in results if each.error is None}, as_json)
-    _report([str(each.error) for each in results if each.error is not None], len(results))
+    with while_it_lasts() as say:
+        classifier = Classifier(weights, engine, threads, precision=precision, resolution=resolution, say=say)
+    errors: list[str] = []
+    with classifier:
+        results = _watched(classifier.stream(paths, top, "raise" if strict else "skip"), len(paths), errors)
+        if output:
+            write_results(results, output)
+            err.print(f"{output}: {len(paths)} photos.", highlight=False)
+        else:
+            good = [each for each in results if each.error is None]
+            if as_json:
+                print_json([each.as_dict() for each in good])
+            else:
+                show(good)
+    _report(errors, len(paths))
 
 
 def _predict_on_cluster(name: str, photos, output, weights, top, precision, resolution, workers) -> None:
@@ -99,7 +103,7 @@ def _predict_on_cluster(name: str, photos, output, weights, top, precision, reso
             resolution=resolution,
             workers=workers,
             progress=progress,
-            say=lambda text: err.print(text),
+            say=err.print,
         )
     resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
     err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
@@ -121,32 +125,26 @@ def _bar():
     return Progress(*columns, console=err, transient=True)
 
 
-def _watched(results, total: int):
-    """The results, with a progress bar in photos per second while there are many."""
-    if total < 20:
-        yield from results
-        return
-    with _bar() as bar:
-        task = bar.add_task("", total=total, speed="")
+def _watched(results, total: int, errors: list[str]):
+    """The results, with a progress bar in photos per second while there are many; what went wrong is noted."""
+    with _bar() if total >= 20 else contextlib.nullcontext() as bar:
+        task = bar.add_task("", total=total, speed="") if bar else None
         for result in results:
-            bar.update(task, advance=1)
-            bar.update(task, speed=f"{bar.tasks[task].speed or 0:.0f}")
+            if bar:
+                bar.update(task, advance=1)
+                bar.update(task, speed=f"{bar.tasks[task].speed or 0:.0f}")
+            if result.error is not None:
+                errors.append(str(result.error))
             yield result
 
 
-def show(found: dict, as_json: bool) -> None:
-    """Predictions of each photo, as a table or as JSON."""
-    if as_json:
-        print_json(
-            [{"photo": str(path), "predictions": [each._asdict() for each in best]} for path, best in found.items()]
-        )
-        return
+def show(results) -> None:
+    """Predictions of each photo, as a table."""
     from rich.table import Table
 
     table = Table("photo", "index", "label", "probability")
-    for path, best in found.items():
-        for i, each in enumerate(best):
-            table.add_row(
-                "" if i else path.name, str(each.index), each.label, f"{each.score:.3f}", end_section=i == len(best) - 1
-            )
+    for result in results:
+        for i, each in enumerate(best := result.predictions):
+            name = "" if i else result.source.name
+            table.add_row(name, str(each.index), each.label, f"{each.score:.3f}", end_section=i == len(best) - 1)
     out.print(table)

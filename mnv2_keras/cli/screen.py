@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -39,6 +39,23 @@ def working(what: str) -> Iterator[None]:
                 os.close(kept)
                 os.close(nowhere)
         yield
+
+
+@contextlib.contextmanager
+def while_it_lasts() -> Iterator[Callable[[str], None]]:
+    """Something to say a sentence with; on a terminal a clock runs beside it until the block ends."""
+    with contextlib.ExitStack() as stack:
+
+        def say(sentence: str) -> None:
+            if not err.is_terminal:
+                err.print(sentence, soft_wrap=True)
+                return
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            stack.enter_context(Progress(*columns, console=err, transient=True)).add_task(sentence, total=None)
+
+        yield say
 
 
 def print_json(value) -> None:

@@ -34,7 +34,7 @@ def segment(
     """
     import json
 
-    from mnv2_keras.convert.receipt import write_text
+    from mnv2_keras.atomic import write_text
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_mask, save_picture
 

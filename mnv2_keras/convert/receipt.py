@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras import __version__
+from mnv2_keras.atomic import write_text
 
 #: A difference below this is float noise of numbers near zero, whatever the range.
 _TINY = 1e-12
@@ -131,21 +131,3 @@ def versions() -> dict[str, str]:
     """Of this package, Python, and the packages that decode photos and count."""
     packages = ("tensorflow", "keras", "numpy", "pillow", "ai-edge-litert")
     return {"mnv2_keras": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name, sync it, and rename it."""
-    path = path.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return path

@@ -5,8 +5,6 @@ the model goes as a .keras file to a child, which converts and ends. `python -m 
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from mnv2_keras.child import follow_parent, run_child
 from mnv2_keras.convert.sources.tflite import TfliteFile
 
 #: What the converter itself is asked for; int8 is made from the float32 file afterwards.
@@ -91,16 +90,7 @@ def _sides(model, resolution) -> list[int]:
 
 
 def _run_child(folder: Path, name: str) -> None:
-    environment = os.environ | {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": "tensorflow",
-    }
-    package = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_child(__name__, folder)
     if done.returncode or not Path(folder, "outputs.json").exists():
         said = [line for line in done.stderr.splitlines() if line.strip()][-_LAST_LINES:]
         how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
@@ -204,4 +194,4 @@ def clear_dead_channels(model) -> None:
 
 
 if __name__ == "__main__":
-    _convert_job(Path(sys.argv[1]))
+    _convert_job(follow_parent(sys.argv[1:]))

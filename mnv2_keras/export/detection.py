@@ -11,10 +11,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 
+from mnv2_keras.atomic import write_bytes
 from mnv2_keras.boxes import CENTRE_SCALE, SIZE_SCALE, ssd_anchors
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.conversion import check_operators, with_signature
-from mnv2_keras.export.litert import export_litert, write_bytes
+from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import (
     TENSOR_VALUE_LABELS,
     Metadata,

@@ -1,13 +1,13 @@
 """Export: a Keras model to a .tflite file that Android takes, with a report of what it lost."""
 
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.atomic import write_bytes
 from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, evenly, load_photos, seeded_images, varied
 from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
@@ -54,7 +54,6 @@ def export_litert(
     resolution: int | tuple[int, int] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     refine: Sequence[str] = REFINEMENTS,
-    layers: bool = False,
     compare: bool = True,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -77,8 +76,7 @@ def export_litert(
         resolution: of a model that takes any: a side or (height, width).
         ranges: for "int8": (low, high) of the image and of every layer, in network order, in place of the observed ones.
         refine: steps of int8, any of "equalize", "round", "correct"; none is the plain scheme.
-        layers: compare every layer with float (slower); the report then has `layers`.
-        compare: whether to compare with the Keras model at all.
+        compare: whether to compare with the Keras model, and every layer with float where the precision is another.
         progress: called with (what, done, of how many or None).
 
     Returns:
@@ -111,7 +109,7 @@ def export_litert(
         a or b for a, b in zip(model.input_shape[1:], (*(resolution or (None, None)), None), strict=True)
     )
 
-    if batch not in (1, None) and (compare or layers):
+    if batch not in (1, None) and compare:
         raise ValueError(f"batch is {batch}: a file of batch 1 or an open one can be compared; pass compare=False.")
     if isinstance(metadata, bool) and metadata:
         metadata = _metadata(model, labels, scaled)
@@ -143,14 +141,13 @@ def export_litert(
         check_operators(content, model.name)
     else:
         content = convert_litert(model, precision, batch, resolution, known.images if known else ())
-        reference = (
-            convert_litert(model, "float32", batch, resolution) if layers and precision != "float32" else content
-        )
-    if compare or layers:
+        reference = None
+    if compare:
         images = _to_compare(photos, known, (height, width, channels), value_range, report, progress)
         _compare(report, source, content, images)
-        if layers:
+        if precision != "float32":
             say("comparing layers", 0, None)
+            reference = reference or convert_litert(model, "float32", batch, resolution)
             report.layers = compare_layers(reference, content, images)
     if metadata:
         content = add_metadata(content, metadata)
@@ -321,19 +318,3 @@ def _compare(report: ExportReport, model, content: bytes, images: list[np.ndarra
     report.largest_difference = max(differences)
     if len(theirs) == 1 and theirs[0].ndim == 2:
         report.top1, report.top5 = rankings(theirs[0], ours[0].reshape(theirs[0].shape))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -1,12 +1,13 @@
 """What an export made, and how far it is from the model it was made from."""
 
+import io
 import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mnv2_keras.convert.receipt import write_text
+from mnv2_keras.atomic import write_bytes, write_text
 from mnv2_keras.convert.sources.tflite import TfliteFile, open_interpreter, read_tflite
 from mnv2_keras.export.check import Layer
 from mnv2_keras.export.metadata import Metadata, read_metadata
@@ -134,7 +135,7 @@ class ExportReport:
         snr_db: signal-to-noise ratio of the logits (or the outputs) against the Keras model: mean over the images, in dB.
         snr_db_each: of each image.
         largest_difference: largest difference of the logits, relative to their range (max - min).
-        layers: signal-to-noise of every layer, in network order.
+        layers: signal-to-noise of every layer against float32, in network order; none for float32 itself.
         calibrated: what the ranges come from; None where none were needed.
         calibration_images: photos looked at, without the crops made of them.
         skipped: files that were no images, each with the reason.
@@ -186,10 +187,10 @@ class ExportReport:
         """Draw the signal-to-noise ratio of every layer, in network order, into a .png or .svg file.
 
         Raises:
-            ValueError: the layers were not compared (`layers=True`).
+            ValueError: the layers were not compared (`compare=False`, or a float32 file).
         """
         if not self.layers:
-            raise ValueError("The report has no layers: export with layers=True to compare them.")
+            raise ValueError("The report has no layers: export in another precision than float32, with compare=True.")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -201,5 +202,6 @@ class ExportReport:
         axes.set_ylabel("signal-to-noise ratio (dB)")
         axes.set_title(f"{Path(self.path).name}: {self.precision} against float, layer by layer")
         axes.grid(alpha=0.3)
-        figure.savefig(path, dpi=120)
-        return Path(path)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=120)
+        return write_bytes(path, drawn.getvalue())

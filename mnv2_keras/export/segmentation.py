@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mnv2_keras.convert.receipt import write_text
+from mnv2_keras.atomic import write_text
 from mnv2_keras.convert.sources.tflite import open_interpreter
 from mnv2_keras.export.calibration import LIMIT, evenly
 from mnv2_keras.export.litert import export_litert

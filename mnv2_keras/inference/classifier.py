@@ -55,7 +55,7 @@ class Classifier:
             `export_litert` wrote.
         resolution: side of the network's input in pixels; None for the weights' own.
         labels: one for each class; None for the file's own, or ImageNet's.
-        say: called with a sentence before something that takes long.
+        say: called with a sentence before something that takes long; None writes it to standard error.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -77,7 +77,7 @@ class Classifier:
             raise ValueError(f"engine is {engine!r}: expected one of {', '.join(ENGINES)}.")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads is {threads!r}: expected a whole number of at least 1, or None for all cores.")
-        self._engine, labels = _open(weights, engine, threads, precision, resolution, labels, say)
+        self._engine, labels, self._normalization = _open(weights, engine, threads, precision, resolution, labels, say)
         height, width, channels = self._engine.input_shape
         if channels not in (1, 3):
             self._engine.close()
@@ -116,7 +116,7 @@ class Classifier:
         Args:
             images: a path, a folder, the bytes of a file, a PIL image, a uint8 photo (H, W, 3), or in grey (H, W, 1) or (H, W),
                 of any size, a batch (N, H, W, C) of them, or a list of these. A float32 array of the network's own size counts
-                as preprocessed, in [-1, 1]. A network of one channel sees colour photos in grey.
+                as preprocessed, in [-1, 1] or as the .tflite's metadata says. A network of one channel sees colour photos in grey.
             top: how many classes to name.
 
         Returns:
@@ -227,7 +227,11 @@ class Classifier:
                     f"{(*self._size, self._channels)}, values in [-1, 1]; give a photo as uint8."
                 )
             return image.astype(np.float32, copy=False)
-        return preprocess_image(image if self._channels == 3 else _grey(image), self._size)[..., : self._channels]
+        found = preprocess_image(image if self._channels == 3 else _grey(image), self._size)[..., : self._channels]
+        if self._normalization is None:
+            return found
+        mean, std = self._normalization  # of pixels from 0 to 255
+        return (found * np.float32(127.5) + np.float32(127.5 - mean)) / np.float32(std)
 
     def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
         """As `decode_predictions` decides: best first, the lower index where scores are equal."""
@@ -247,14 +251,14 @@ def _grey(image) -> np.ndarray:
 
 
 def _open(weights, engine: str, threads, precision: str, resolution, labels, say):
-    """(engine, labels)."""
+    """(engine, labels, (mean, std) of the input where it is not [-1, 1])."""
     if engine == "keras" or not isinstance(weights, str | os.PathLike):
         model = _keras_model(weights, precision, resolution)
         from mnv2_keras.inference.model_cache import check_classifier, make_classifier_file
 
         if engine == "keras":
             check_classifier(model)
-            return KerasEngine(model), labels
+            return KerasEngine(model), labels, None
         content = make_classifier_file(model, precision)
     else:
         content = litert_content(weights, precision, resolution, say)
@@ -274,7 +278,17 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
             f"{weights} makes {opened.output_shape} of an input of shape {opened.input_shape}: a Classifier needs a file "
             "that makes (classes,) of (H, W, C), such as `mnv2 export` writes."
         )
-    return opened, labels
+    return opened, labels, _normalization(weights, content) if opened.takes_floats else None
+
+
+def _normalization(weights, content: bytes) -> tuple[float, float] | None:
+    """What a file of the user's own says that it takes; None for what this package makes anyway, and where nothing is said."""
+    if Path(str(weights)).suffix != ".tflite":
+        return None
+    from mnv2_keras.export.metadata import read_metadata
+
+    found = read_metadata(content).normalization
+    return None if found == (127.5, 127.5) else found
 
 
 def _keras_model(weights, precision: str, resolution):

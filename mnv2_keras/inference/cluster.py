@@ -7,6 +7,7 @@ driver costs nothing that was written.
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,11 +20,11 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from mnv2_keras import __version__
+from mnv2_keras.atomic import replacing, write_bytes
 from mnv2_keras.images import IMAGE_SUFFIXES, ImageError, find_images
 from mnv2_keras.inference.classifier import Classification, Classifier
 from mnv2_keras.inference.model_cache import litert_content
-from mnv2_keras.inference.results import parquet_bytes, rows_of, schema
-from mnv2_keras.training.state import write_bytes
+from mnv2_keras.inference.results import rows_of, schema, write_parquet
 
 #: Bytes of Ray's shared memory where it is started here: a part's results are small.
 OBJECT_STORE = 256 * 2**20
@@ -306,7 +307,11 @@ class _Worker:
         """A table of parts to one of their numbers and Parquet files."""
         import pyarrow
 
-        content = [parquet_bytes(rows_of(self._results(row))) for row in batch.to_pylist()]
+        content = []
+        for row in batch.to_pylist():
+            part = io.BytesIO()
+            write_parquet(rows_of(self._results(row)), part)
+            content.append(part.getvalue())
         return pyarrow.table({"part": batch["part"], "content": pyarrow.array(content, pyarrow.binary())})
 
     def _results(self, row: dict) -> Iterator[Classification]:
@@ -334,23 +339,15 @@ def _join(files: list[Path], output: Path) -> dict[str, str]:
     from pyarrow import compute, parquet
 
     broken: dict[str, str] = {}
-    descriptor, draft = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
     try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            with parquet.ParquetWriter(file, schema()) as writer:
-                for each in files:
-                    table = parquet.read_table(each)
-                    writer.write_table(table)
-                    for row in table.filter(compute.is_valid(table["error"])).to_pylist():
-                        broken[row["photo"]] = row["error"]
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(output)
+        with replacing(output) as file, parquet.ParquetWriter(file, schema()) as writer:
+            for each in files:
+                table = parquet.read_table(each)
+                writer.write_table(table)
+                for row in table.filter(compute.is_valid(table["error"])).to_pylist():
+                    broken[row["photo"]] = row["error"]
     except OSError as error:
         raise OSError(
             f"{output} cannot be written ({error.strerror or error}): its parts are kept in {files[0].parent}."
         ) from error
-    finally:
-        Path(draft).unlink(missing_ok=True)
     return broken

@@ -23,6 +23,7 @@ class End:
         self.index = details["index"]
         self._dtype = np.dtype(details["dtype"])
         self._scale, self._zero_point = details["quantization"]  # a scale of 0: plain numbers
+        self.is_float = not self._scale
 
     def stored(self, values: np.ndarray) -> np.ndarray:
         """float32 values as the file takes them."""
@@ -48,6 +49,7 @@ class LitertEngine:
 
     Attributes:
         input_shape: (H, W, C).
+        takes_floats: whether the input is kept as float.
         outputs: number of outputs.
         output_shape: of the first output, its batch axis left out.
     """
@@ -62,7 +64,7 @@ class LitertEngine:
         details = first.get_input_details()[0]
         self._input, self._ends = End(details), [End(each) for each in first.get_output_details()]
         self.input_shape = tuple(int(side) for side in details["shape"][1:])
-        self.outputs = len(self._ends)
+        self.takes_floats, self.outputs = self._input.is_float, len(self._ends)
         self.output_shape = tuple(int(side) for side in first.get_output_details()[0]["shape"][1:])
 
     def _open(self, threads: int):
@@ -151,7 +153,7 @@ class OpenvinoEngine:
         self._lock = threading.Lock()
         self._idle: dict[bool, list] = {True: [], False: []}
         self.input_shape = tuple(int(side) for side in self._alone.inputs[0].shape)[1:]
-        self.outputs = len(self._alone.outputs)
+        self.takes_floats, self.outputs = self._input.is_float, len(self._alone.outputs)
         self.output_shape = tuple(int(side) for side in self._alone.outputs[0].shape)[1:]
 
     @contextmanager

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from mnv2_keras import __version__
+from mnv2_keras.atomic import write_bytes
 from mnv2_keras.cache import cache_folder
 from mnv2_keras.shipped import shipped_file
 
@@ -36,7 +37,7 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
             that is installed with the package.
         precision: "float32", "float16" or "dynamic".
         resolution: side of the input in pixels; None for the weights' own.
-        say: called with a sentence before something that takes long.
+        say: called with a sentence before something that takes long; None writes it to standard error.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -52,11 +53,24 @@ def litert_content(weights: str | os.PathLike, precision: str, resolution: int |
     kept = _kept(key)
     if kept is not None:
         return kept
-    if say:
-        say(f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache.")
+    if not path.exists() and str(weights) in (record.name for record in _registered()):
+        from mnv2_keras.fetch import fetch_checkpoint
+
+        fetch_checkpoint(str(weights))  # here, where its progress can be seen
+    (say or _to_stderr)(f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache.")
     content = _converted(weights, precision, resolution)
     _keep(key, content)
     return content
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _registered():
+    from mnv2_keras.registry import list_checkpoints
+
+    return list_checkpoints()
 
 
 def _check_precision(precision: str) -> None:
@@ -86,19 +100,16 @@ def path_of(weights: str | os.PathLike) -> Path:
 def digest_of_files(path: Path, name: str) -> str:
     """SHA-256 of local weights, or the published one of a registered name."""
     if not path.exists() and not Path(f"{path}.index").exists():
-        from mnv2_keras.registry import list_checkpoints
-
-        for record in list_checkpoints():
-            if record.name == name and record.sha256:
-                return record.sha256
-        from mnv2_keras.fetch import fetch_checkpoint
-
-        if name in {record.name for record in list_checkpoints()}:
-            path = fetch_checkpoint(name)
-        else:
+        record = next((each for each in _registered() if each.name == name), None)
+        if record is None:
             raise FileNotFoundError(
                 f"weights: {path} does not exist, and no checkpoint is called so: give a file, a folder or a name of `mnv2 list`."
             )
+        if record.sha256:
+            return record.sha256
+        from mnv2_keras.fetch import fetch_checkpoint
+
+        path = fetch_checkpoint(name)
     if path.is_file():
         base, files = path.parent, [path]
     elif path.is_dir():
@@ -154,39 +165,22 @@ def _keep(key: str, content: bytes) -> None:
 
 def _write(path: Path, data: bytes) -> bool:
     """Whether the file could be written; a cache that cannot be costs time the next time, and nothing else."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_bytes(path, data)
     except OSError:
         return False
     return True
 
 
 def _converted(weights: str | os.PathLike, precision: str, resolution: int | None) -> bytes:
-    import subprocess
     import tempfile
 
-    environment = os.environ | {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": "tensorflow",
-    }
-    package = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    from mnv2_keras.child import run_child
+
     with tempfile.TemporaryDirectory(prefix="mnv2-litert-") as folder:
         job, made, failure = (Path(folder, name) for name in ("job.json", "model.tflite", "failure.txt"))
         job.write_text(json.dumps({"weights": str(weights), "precision": precision, "resolution": resolution}))
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, folder], env=environment, capture_output=True, text=True, check=False
-        )
+        done = run_child(__name__, Path(folder))
         if failure.exists():
             raise ValueError(failure.read_text())
         if done.returncode or not made.exists():
@@ -272,4 +266,6 @@ def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
 
 
 if __name__ == "__main__":
-    _convert_job(Path(sys.argv[1]))
+    from mnv2_keras.child import follow_parent
+
+    _convert_job(follow_parent(sys.argv[1:]))

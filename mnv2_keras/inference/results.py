@@ -2,27 +2,31 @@
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
+from mnv2_keras.atomic import replacing
 from mnv2_keras.inference.classifier import Classification
-from mnv2_keras.training.state import write_bytes
 
 #: Kinds of result files, by suffix.
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 #: Of CSV and Parquet: a row for each class of each photo, the best first, or one with the reason for a broken photo.
 COLUMNS = ("photo", "rank", "index", "label", "score", "error")
+#: Rows of a group in a Parquet file.
+_GROUP = 20_000
 
 
-def rows_of(results: Iterable[Classification]) -> list[tuple]:
+def rows_of(results: Iterable[Classification]) -> Iterator[tuple]:
     """Results as rows of `COLUMNS`."""
-    rows: list[tuple] = []
     for each in results:
         if each.error is not None:
-            rows.append((str(each.source), None, None, None, None, str(each.error)))
-        rows += [(str(each.source), i, *found, None) for i, found in enumerate(each.predictions, 1)]
-    return rows
+            yield str(each.source), None, None, None, None, str(each.error)
+        for i, found in enumerate(each.predictions, 1):
+            yield str(each.source), i, *found, None
 
 
 def schema():
@@ -33,47 +37,44 @@ def schema():
     return pyarrow.schema(list(zip(COLUMNS, (text, whole, whole, text, pyarrow.float32(), text), strict=True)))
 
 
-def parquet_bytes(rows: list[tuple]) -> bytes:
-    """A Parquet file of some rows."""
+def write_parquet(rows: Iterable[tuple], file: BinaryIO) -> None:
+    """Rows as a Parquet file, a few thousand of them in memory at a time."""
     import pyarrow
     from pyarrow import parquet
 
-    columns = [[row[i] for row in rows] for i in range(len(COLUMNS))]
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(
-        pyarrow.Table.from_arrays(list(map(pyarrow.array, columns, schema().types)), schema=schema()), sink
-    )
-    return sink.getvalue().to_pybytes()
+    rows = iter(rows)
+    with parquet.ParquetWriter(file, schema()) as writer:
+        while part := list(itertools.islice(rows, _GROUP)):
+            columns = map(pyarrow.array, zip(*part, strict=True), schema().types)
+            writer.write_table(pyarrow.Table.from_arrays(list(columns), schema=schema()))
 
 
 def write_results(results: Iterable[Classification], path: Path) -> None:
-    """Results as JSON lines (a line a photo), CSV or Parquet (a row a class), all of them or no file.
+    """Results as JSON lines (a line a photo), CSV or Parquet (a row a class), written as they come: all of them or no file.
+
+    Raises:
+        ValueError: as in `check_suffix`.
+    """
+    check_suffix(path)
+    with replacing(path) as file:
+        if path.suffix == ".parquet":
+            write_parquet(rows_of(results), file)
+            return
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        if path.suffix == ".jsonl":
+            text.writelines(json.dumps(each.as_dict()) + "\n" for each in results)
+        else:
+            csv.writer(text, lineterminator="\n").writerows(itertools.chain([COLUMNS], rows_of(results)))
+        text.detach()
+
+
+def check_suffix(path: Path) -> None:
+    """Whether results can be written under this name, before the first photo is looked at.
 
     Raises:
         ValueError: a suffix that is none of `SUFFIXES`; Parquet without pyarrow.
     """
-    check_suffix(path)
-    if path.suffix == ".jsonl":
-        write_bytes(path, "".join(json.dumps(each.as_dict()) + "\n" for each in results).encode())
-    elif path.suffix == ".csv":
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows_of(results)])
-        write_bytes(path, text.getvalue().encode())
-    else:
-        try:
-            content = parquet_bytes(rows_of(results))
-        except ImportError as error:
-            raise ValueError(
-                f"{path} needs pyarrow: pip install 'mnv2-keras[parquet]', or write .csv or .jsonl."
-            ) from error
-        write_bytes(path, content)
-
-
-def check_suffix(path: Path) -> None:
-    """Whether results can be written under this name.
-
-    Raises:
-        ValueError: another suffix.
-    """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: results are written as {', '.join(SUFFIXES)}; choose a name that ends so.")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f"{path} needs pyarrow: pip install 'mnv2-keras[parquet]', or write .csv or .jsonl.")

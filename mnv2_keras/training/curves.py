@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mnv2_keras.training.history import save_figure
+
 _LOSSES = ("loss", "classification", "localization", "l2")
 _JUDGED = {"AP50": "mAP at IoU 0.5", "AP": "COCO AP", "mean_iou": "mean IoU"}
 
@@ -16,7 +18,6 @@ def plot_training(rows: list[dict], path: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     judged = [name for name in _JUDGED if name in rows[0]]
@@ -33,5 +34,5 @@ def plot_training(rows: list[dict], path: str | Path) -> Path:
     for each in axes:
         each.grid(alpha=0.3)
         each.legend()
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
     return path

@@ -1,6 +1,5 @@
 """Training of detectors: recipes as data, and the loop that follows them."""
 
-import csv
 import dataclasses
 import math
 import time
@@ -13,6 +12,7 @@ import tensorflow as tf
 from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.taps import check_input
 from mnv2_keras.training.detection_loss import detection_loss
+from mnv2_keras.training.history import write_csv
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.state import Diverged
 from mnv2_keras.training.twin import training_twin
@@ -174,17 +174,7 @@ def train_detector(
         rows.append(row)
         sums, since = tf.zeros(3), 0
         if log is not None:
-            _write_rows(Path(log), rows)
+            write_csv(Path(log), rows)
         if progress is not None:
             progress(row)
     return rows
-
-
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-draft")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(path)

@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mnv2_keras.atomic import write_text
 from mnv2_keras.backbone import Style
-from mnv2_keras.convert.receipt import write_text
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from mnv2_keras.convert.receipt import write_text
-from mnv2_keras.training.state import write_bytes
+from mnv2_keras.atomic import write_bytes, write_text
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

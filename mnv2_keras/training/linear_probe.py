@@ -118,7 +118,7 @@ def _load(path: Path, count: int) -> Features | None:
 
 
 def _keep(path: Path, features: Features) -> None:
-    from mnv2_keras.training.state import write_bytes
+    from mnv2_keras.atomic import write_bytes
 
     content = io.BytesIO()
     np.savez(content, values=features.values, labels=features.labels, weights=features.weights)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnv2_keras.convert.receipt import write_text
+from mnv2_keras.atomic import write_text
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
 from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from mnv2_keras.data.classification import check_labels

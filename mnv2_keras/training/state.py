@@ -2,12 +2,12 @@
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from mnv2_keras.atomic import write_bytes
 
 
 class Diverged(ValueError):
@@ -16,27 +16,6 @@ class Diverged(ValueError):
 
 class WorkerLost(OSError):
     """Another worker of a distributed run is gone."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it; the one before stays until then.
-
-    Raises:
-        OSError: no room, no permission; the file from before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror or error}): the last one saved is kept.") from error
-    finally:
-        Path(draft).unlink(missing_ok=True)
 
 
 def save_state(path: Path, arrays: list[np.ndarray], about: dict) -> None:
