@@ -17,7 +17,7 @@ from mnv2_keras.data.augmentation import (
     inception,
 )
 from mnv2_keras.data.batches import evaluation_batches, training_batches
-from mnv2_keras.data.classification import Examples, read_digits, read_examples, read_splits
+from mnv2_keras.data.classification import Examples, TfdsExamples, read_digits, read_examples, read_splits
 
 
 def draw(path, value, size=(12, 10)):
@@ -136,6 +136,28 @@ def test_some_of_a_tfds_set_in_its_order(tmp_path):
     whole = numbers_of(examples)
     assert numbers_of(examples, indices=range(1, 10, 3)) == whole[1::3]
     assert numbers_of(examples, indices=[0, 1, 8]) == [whole[i] for i in (0, 1, 8)]
+
+
+def test_tfds_images_are_decoded_once_and_broken_ones_left_out(tmp_path, monkeypatch):
+    store(tmp_path, "kept_flowers", [0, 1] * 3)
+    examples, decode, decoded = read_examples("kept_flowers"), tf.image.decode_image, []
+    assert all(label.dtype == tf.int64 and image.dtype == tf.string for image, label in examples.dataset())
+    monkeypatch.setattr(tf.image, "decode_image", lambda *a, **b: decoded.append(a[0]) or decode(*a, **b))
+    assert sorted(numbers_of(examples)) == sorted(numbers_of(examples)) == list(range(6))
+    assert len(decoded) == len(set(decoded)) == 6
+    broken = TfdsExamples(examples.builder, "train")
+    rows = [(image, label) for image, label in examples.dataset().as_numpy_iterator()]
+    rows[4] = rows[4][0][:20], rows[4][1]
+    made = tf.data.Dataset.from_tensor_slices(tuple(list(each) for each in zip(*rows, strict=True)))
+    monkeypatch.setattr(TfdsExamples, "dataset", lambda _: made)
+    for batches in (
+        training_batches(broken, 6, evaluated, (8, 8)),
+        evaluation_batches(broken, 6, lambda image: evaluated(image, (8, 8))),
+    ):
+        ((_, _, weights),) = batches
+        assert sorted(weights.numpy()) == [0, 1, 1, 1, 1, 1]
+    assert list(broken.broken) == ["kept_flowers train, image 4"]
+    assert "cannot be decoded" in broken.broken["kept_flowers train, image 4"]
 
 
 def test_a_tfds_set_without_labels_is_told(tmp_path):

@@ -33,20 +33,19 @@ def steps_per_epoch(count: int, batch: int) -> int:
     return max(1, count // batch)
 
 
-def _reader(examples: Examples, channels: int) -> Callable:
-    """index -> image uint8 (H, W, channels), label int32, weight float32: 0 for an image that cannot be read."""
-    labels = tf.constant(examples.labels)
+def _reader(examples: Examples | TfdsExamples, channels: int) -> Callable:
+    """What `examples.read` takes -> image uint8 (H, W, channels), weight float32: 0 for an image that cannot be read."""
     blank = np.zeros((2, 2, examples.channels), np.uint8)
 
-    def pixels(index):
-        image = examples.read(int(index))
+    def pixels(index, *stored):
+        image = examples.read(int(index), *stored)
         return (blank, np.float32(0)) if image is None else (image, np.float32(1))
 
-    def read(index):
-        image, weight = tf.numpy_function(pixels, [index], [tf.uint8, tf.float32], stateful=False)
+    def read(*item):
+        image, weight = tf.numpy_function(pixels, item, [tf.uint8, tf.float32], stateful=False)
         image.set_shape((None, None, examples.channels))
         weight.set_shape(())
-        return _with_channels(image, channels), labels[index], weight
+        return _with_channels(image, channels), weight
 
     return read
 
@@ -99,8 +98,12 @@ def training_batches(
     share = batch // workers
     used = steps_per_epoch(count, batch) * batch
 
-    def augmented(epoch, index, image, label, weight):
-        return augment(image, size, tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + epoch, index])), label, weight
+    read = _reader(examples, channels)
+
+    def prepare(epoch, label, index, *stored):
+        image, weight = read(index, *stored)
+        own = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + epoch, index])
+        return augment(image, size, own), tf.cast(label, tf.int32), weight
 
     def mine(position) -> bool:
         return position % batch // share == worker
@@ -114,22 +117,16 @@ def training_batches(
             own = tf.cast(seed, tf.int64) * 1_000_003 + epoch
             mixed = stream.shuffle(min(count, SHUFFLE_BUFFER), own, reshuffle_each_iteration=False)
             mixed = mixed.take(used).enumerate().filter(lambda position, _: mine(position))
-            return mixed.map(lambda _, item: (epoch, item[0], item[1][0], item[1][1]))
-
-        def prepare(epoch, index, image, label):
-            return augmented(epoch, index, _with_channels(image, channels), tf.cast(label, tf.int32), 1.0)
+            return mixed.map(lambda _, item: (epoch, item[1][1], item[0], item[1][0]))
 
     else:
-        read = _reader(examples, channels)
+        labels = tf.constant(examples.labels)
 
         def epoch_of(epoch):
             order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), tf.stack([seed, epoch]))
             part = tf.reshape(order[:used], (-1, batch))[:, worker * share : (worker + 1) * share]
             indices = tf.data.Dataset.from_tensor_slices(tf.reshape(part, (-1,)))
-            return indices.map(lambda index: (epoch, index))
-
-        def prepare(epoch, index):
-            return augmented(epoch, index, *read(index))
+            return indices.map(lambda index: (epoch, labels[index], index))
 
     threads = os.cpu_count() or 1
     numbers = tf.data.Dataset.range(epochs.start, epochs.stop)
@@ -164,15 +161,15 @@ def evaluation_batches(
     if isinstance(examples, TfdsExamples):
         wanted = tf.constant(np.isin(np.arange(len(examples)), indices))
         data = examples.dataset().take(int(indices[-1]) + 1).enumerate().filter(lambda index, _: wanted[index])
-        data = data.map(
-            lambda _, item: (_with_channels(item[0], channels), tf.cast(item[1], tf.int32), 1.0),
-        )
+        data = data.map(lambda index, item: (item[1], index, item[0]))
     else:
-        data = tf.data.Dataset.from_tensor_slices(indices)
-        data = data.map(_reader(examples, channels), num_parallel_calls=os.cpu_count() or 1, deterministic=True)
-    data = data.map(
-        lambda image, label, weight: (prepare(image), label, weight),
-        num_parallel_calls=os.cpu_count() or 1,
-        deterministic=True,
-    )
+        labels = tf.constant(examples.labels)
+        data = tf.data.Dataset.from_tensor_slices(indices).map(lambda index: (labels[index], index))
+    read = _reader(examples, channels)
+
+    def prepared(label, *item):
+        image, weight = read(*item)
+        return prepare(image), tf.cast(label, tf.int32), weight
+
+    data = data.map(prepared, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
     return data.batch(batch).prefetch(AHEAD).with_options(options())

@@ -16,7 +16,7 @@ from mnv2_keras.images import ImageError, find_images, read_image
 #: What people call the part that is held out.
 _TRAINING, _HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
 _FILE_COLUMNS, _LABEL_COLUMNS = ("file", "path", "image", "filename"), ("label", "class", "category")
-#: Decoded photos that are kept in memory, so that later epochs need not decode them again.
+#: Decoded photos that are kept in memory.
 CACHED_BYTES = 2**30
 
 
@@ -35,6 +35,20 @@ def check_labels(labels, classes: int) -> None:
         )
 
 
+class DecodedPhotos(dict):
+    """Decoded photos by their index, as many as fit into `CACHED_BYTES`: later epochs need not decode them again."""
+
+    def __init__(self):
+        self._bytes = 0
+
+    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+        """The image, kept if there is room."""
+        if self._bytes + image.nbytes <= CACHED_BYTES:
+            self[index] = image
+            self._bytes += image.nbytes
+        return image
+
+
 @dataclass(frozen=True)
 class Examples:
     """Labelled images in a fixed order, each to be had by its index.
@@ -50,8 +64,7 @@ class Examples:
     labels: np.ndarray
     class_names: tuple[str, ...]
     broken: dict[str, str] = field(default_factory=dict)
-    _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
-    _cached: list[int] = field(default_factory=lambda: [0], repr=False)  # bytes in the cache
+    _decoded: DecodedPhotos = field(default_factory=DecodedPhotos, repr=False)
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
@@ -79,18 +92,14 @@ class Examples:
         """The image, uint8 (H, W, C); None, and an entry in `broken`, when its file cannot be read."""
         if isinstance(self.images, np.ndarray):
             return self.images[index]
-        if index in self._cache:
-            return self._cache[index]
+        if index in self._decoded:
+            return self._decoded[index]
         path = self.images[index]
         try:
-            image = read_image(path)
+            return self._decoded.keep(index, read_image(path))
         except (ImageError, OSError) as error:
             self.broken[str(path)] = str(error)
             return None
-        if self._cached[0] + image.nbytes <= CACHED_BYTES:
-            self._cache[index] = image
-            self._cached[0] += image.nbytes
-        return image
 
     def subset(self, indices) -> "Examples":
         """The examples with these indices, in their order."""
@@ -299,11 +308,13 @@ class TfdsExamples:
     Attributes:
         builder: a prepared `tfds.core.DatasetBuilder` with features `image` and `label`.
         part: name of the split, or a slice of it, as TFDS writes it: `train[:80]`.
+        broken: what could not be decoded so far, and why.
     """
 
     builder: object
     part: str
     broken: dict[str, str] = field(default_factory=dict)
+    _decoded: DecodedPhotos = field(default_factory=DecodedPhotos, repr=False)
 
     def __len__(self) -> int:
         return self.builder.info.splits[self.part].num_examples
@@ -320,12 +331,7 @@ class TfdsExamples:
         Raises:
             ValueError: some have no label.
         """
-        import tensorflow_datasets as tfds
-
-        bare = self.builder.as_dataset(
-            split=self.part, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}
-        )
-        labels = np.array([each["label"] for each in bare.as_numpy_iterator()])
+        labels = np.array([label for _, label in self.dataset().as_numpy_iterator()])
         check_labels(labels, len(self.class_names))
         return labels
 
@@ -335,9 +341,32 @@ class TfdsExamples:
         return self.builder.info.features["image"].shape[-1] or 3
 
     def dataset(self):
-        """`tf.data.Dataset` of uint8 images (H, W, C) and labels, always in the same order."""
-        rows = self.builder.as_dataset(split=self.part, shuffle_files=False)
+        """`tf.data.Dataset` of encoded images (strings) and labels, always in the same order.
+
+        Encoded ones are cheap to mix and to pass over. An `ImageFolder` gives uint8 (H, W, C): it decodes by itself.
+        """
+        import tensorflow_datasets as tfds
+
+        folder = isinstance(self.builder, tfds.folder_dataset.ImageFolder)
+        decoders = None if folder else {"image": tfds.decode.SkipDecoding()}
+        rows = self.builder.as_dataset(split=self.part, shuffle_files=False, decoders=decoders)
         return rows.map(lambda row: (row["image"], row["label"]))
+
+    def read(self, index: int, image) -> np.ndarray | None:
+        """An image of `dataset` decoded, uint8 (H, W, C); None, and an entry in `broken`, when it cannot be."""
+        if isinstance(image, np.ndarray):
+            return image
+        if index in self._decoded:
+            return self._decoded[index]
+        import tensorflow as tf
+
+        try:
+            decoded = tf.image.decode_image(image, self.channels, expand_animations=False).numpy()
+            return self._decoded.keep(index, decoded)
+        except tf.errors.InvalidArgumentError as error:
+            name = f"{self.builder.name} {self.part}, image {index}"
+            self.broken[name] = f"{name} cannot be decoded: {error.message.splitlines()[0]}"
+            return None
 
     def fingerprint(self) -> str:
         """SHA-256 of the data set's full name, split and size."""
