@@ -67,7 +67,7 @@ def pad_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """A mask of labels: uint8 (H, W), from an indexed or greyscale 8-bit picture.
+    """A mask of labels: uint8 (H, W), from an indexed or greyscale picture of at most 8 bits.
 
     Raises:
         FileNotFoundError: no such file.
@@ -83,8 +83,10 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
                     f"{path} has pixels of mode {image.mode}: a mask of labels is an indexed or greyscale 8-bit picture, "
                     "each pixel its label."
                 )
-            # A bitmap's True is Pillow's 255: as a label it is 1.
-            return np.asarray(image).astype(np.uint8)
+            # Pillow spreads greys of 1, 2 and 4 bits over 0 to 255 (and gives 1 bit as bool): the label is the number stored.
+            stored = image.tile[0][3] if image.mode == "L" and image.tile else None
+            spread = {"L;2": 85, "L;4": 17}.get(stored, 1)
+            return np.asarray(image).astype(np.uint8) // np.uint8(spread)
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they stumble upon

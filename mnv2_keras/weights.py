@@ -182,6 +182,20 @@ def save_checkpoint(model: keras.Model, prefix: str | os.PathLike) -> Path:
     return write_checkpoint(arrays, prefix)
 
 
+def check_name(path: str | os.PathLike) -> bool:
+    """Whether `save_model` writes a checkpoint under this name, rather than a Keras file.
+
+    Raises:
+        ValueError: it writes neither.
+    """
+    path = Path(path)
+    if path.suffix in KERAS_FILES:
+        return False
+    if ".ckpt" in path.name or not path.suffix:  # model.ckpt-1000 too
+        return True
+    raise ValueError(f"{path}: expected .keras, .h5, .weights.h5 or .ckpt.")
+
+
 def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
     """Write a model to a file, all of it or nothing.
 
@@ -197,10 +211,8 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
         OSError: the file cannot be written; nothing was changed.
     """
     path = Path(path).expanduser()
-    if path.suffix not in KERAS_FILES and (".ckpt" in path.name or not path.suffix):  # model.ckpt-1000 too
+    if check_name(path):
         return save_checkpoint(model, path)
-    if path.suffix not in KERAS_FILES:
-        raise ValueError(f"{path}: expected .keras, .h5, .weights.h5 or .ckpt.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:

@@ -79,12 +79,33 @@ def test_of_many_photos_some_from_everywhere(small, tmp_path, monkeypatch):
         ({"precision": "int8"}, "needs photos to calibrate on"),
         ({"precision": "int4"}, "precision is 'int4'"),
         ({"batch": 4}, "batch goes with export_litert"),
+        ({"resolution": (33, 33)}, "is built for 65 x 65 pixels, not 33 x 33"),
     ],
 )
 def test_bad_arguments(small, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_segmenter(small, tmp_path / "small.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_other_classes_are_in_the_file(tmp_path):
+    """No file passes for one of Pascal VOC's that is none; those without names have numbers for all that may come."""
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    path = tmp_path / "labels.tflite"
+    export_segmenter(model, path, output="labels")
+    assert Segmenter(path).names == ("class 0", "class 1", "class 2", "class 3")
+    from mnv2_keras.export.metadata import Metadata, add_metadata
+
+    path.write_bytes(add_metadata(path.read_bytes(), Metadata({})))
+    assert Segmenter(path).names[20:23] == ("tvmonitor", "class 21", "class 22")
+
+
+def test_calibration_from_tfds(small, tmp_path, monkeypatch):
+    photos = [{"image": picture} for picture, _ in DrawnShapes(2, 60)]
+    monkeypatch.setattr("mnv2_keras.export.segmentation.tensorflow_dataset", lambda name: iter(photos))
+    report = export_segmenter(small, tmp_path / "float.tflite", photos="tfds:drawn:train", output="labels")
+    assert list(report.agreement) == ["array 0", "array 1"]
+    assert min(report.agreement.values()) >= 0.999
 
 
 def test_no_photo_to_calibrate_on(small, tmp_path):
@@ -113,11 +134,12 @@ def test_mediapipe_finds_the_bird_and_the_dog(testdata, tmp_path, precision):
     from mediapipe.tasks.python import BaseOptions, vision
 
     images = testdata / "images"
-    photos = [images / name for name in ("bird_segmentation.bmp", "dog_segmentation_256.bmp", "cat.bmp")]
+    names = ("bird_segmentation", "dog_segmentation_256", "cat", "dog_segmentation", "grace_hopper", "bird")
+    photos = [*(images / f"{name}.bmp" for name in names), images / "hot_dog.jpg"]
     model = convert_checkpoint(testdata / "checkpoints" / ARCHIVE)
     path = tmp_path / "deeplab.tflite"
     report = export_segmenter(
-        model, path, precision, photos=photos, calibration=photos if precision == "int8" else None, refine=()
+        model, path, precision, photos=photos, calibration=photos if precision == "int8" else None
     )
     assert min(report.agreement.values()) >= (0.999 if precision == "float32" else 0.97)
     options = vision.ImageSegmenterOptions(

@@ -27,13 +27,12 @@ from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES, DrawnShapes
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
 from mnv2_keras.inference.segmenter import Segmenter
-from mnv2_keras.masks import save_mask
+from mnv2_keras.masks import read_mask, save_mask
 from mnv2_keras.training.segmentation import (
     SegmentationLoss,
     SegmentationRecipe,
     compile_segmenter,
     train_segmenter,
-    whole_rounds,
 )
 from mnv2_keras.training.state import Diverged
 
@@ -200,10 +199,10 @@ def test_bad_folders(folder, tmp_path):
             photos_and_masks(*arguments, 4)
     with pytest.raises(FileNotFoundError):
         photos_and_masks(photos, tmp_path / "nowhere", 4)
-    save_mask(np.zeros((2, 2)), masks / "more" / "1.png")
+    (masks / "1.bmp").write_bytes((masks / "1.png").read_bytes())
     with pytest.raises(ValueError, match="have the same name"):
         photos_and_masks(photos, masks, 4)
-    (masks / "more" / "1.png").unlink()
+    (masks / "1.bmp").unlink()
     save_mask(np.full((40, 40), 3), masks / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has unknown labels 3: expected 0 to 2, or 255"):
         photos_and_masks(photos, masks, 3).read(1)
@@ -216,9 +215,71 @@ def test_bad_folders(folder, tmp_path):
     (masks / "2.png").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"2\.png is no mask"):
         pairs.read(2)
+
+
+def test_photos_are_paired_by_their_paths(folder, caplog):
+    """As in Pascal VOC: more photos than masks, a list of names for each part; and folders within folders."""
+    photos, masks = folder / "photos", folder / "masks"
     (masks / "0.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 photos have no mask in .*, first 0\.png"):
+    assert [photo.name for photo, _ in photos_and_masks(photos, masks, 4).pairs] == ["1.png", "2.png"]
+    assert "1 of 3 photos have no mask in" in caplog.text
+    assert "first 0: they are left out" in caplog.text
+    caplog.clear()
+    assert [photo.name for photo, _ in photos_and_masks(photos, masks, 4, ["2", "1", "2"]).pairs] == ["2.png", "1.png"]
+    assert not caplog.text
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 2 listed names are not in .*masks, first 0: expected lines such as 1"
+    ):
+        photos_and_masks(photos, masks, 4, ["0", "1"])
+    for part, name in (("a", "1"), ("b", "2")):
+        (photos / part).mkdir()
+        (masks / part).mkdir()
+        (photos / f"{name}.png").rename(photos / part / "same.png")
+        (masks / f"{name}.png").rename(masks / part / "same.png")
+    pairs = photos_and_masks(photos, masks, 4)
+    assert [(photo.parent.name, mask.parent.name) for photo, mask in pairs.pairs] == [("a", "a"), ("b", "b")]
+    for (_, mask), index in zip(pairs, (1, 2), strict=True):
+        np.testing.assert_array_equal(mask, DrawnShapes(3, 40).draw(index)[1])
+    for mask in masks.rglob("*.png"):
+        mask.rename(mask.with_name("other.png"))
+    with pytest.raises(FileNotFoundError, match="3 of 3 photos have no mask in"):
         photos_and_masks(photos, masks, 4)
+
+
+def test_what_does_not_fit_is_told_before_the_first_step(folder):
+    photos, masks = folder / "photos", folder / "masks"
+    (photos / "0.png").write_bytes(b"")
+    pairs, seen = photos_and_masks(photos, masks, 4), []
+    pairs.check(seen.append)
+    assert seen == [1, 2, 3]
+    assert list(pairs.broken) == [str(photos / "0.png")]
+    for name in "12":
+        save_mask(np.zeros((40, 39)), masks / f"{name}.png")
+    with pytest.raises(
+        ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39: .* And 1 more of 3 do not fit"
+    ):
+        photos_and_masks(photos, masks, 4).check()
+    pairs = photos_and_masks(photos, masks, 4)
+    with pytest.raises(ImageError, match="None of 3 photos with masks can be used: 2.png is 40 x 40"):
+        list(pairs)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_hold_their_labels(tmp_path, bits):
+    """PNG stores the label itself; Pillow spreads it over 0 to 255."""
+    import struct
+    import zlib
+
+    labels = np.arange(min(2**bits, 32), dtype=np.uint8)
+    packed = np.packbits(np.unpackbits(labels[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes()
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", len(labels), 1, bits, 0, 0, 0, 0)
+    picture = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + picture)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png")[0], labels)
 
 
 def test_what_cannot_be_read_is_left_out_and_named(folder):
@@ -241,7 +302,7 @@ def test_what_cannot_be_read_is_left_out_and_named(folder):
     (photos / "0.png").write_bytes(b"")
     (masks / "2.png").write_bytes(b"broken")
     for reading in (iter, lambda pairs: pairs.shuffled((0, 0))):
-        with pytest.raises(ImageError, match="none of 3 photos with masks can be read: .*png is"):
+        with pytest.raises(ImageError, match="None of 3 photos with masks can be used: .*png is"):
             list(reading(photos_and_masks(photos, masks, 4)))
 
 
@@ -312,16 +373,42 @@ def test_classes_that_masks_cannot_hold(folder, classes):
 
 
 def test_all_steps_are_trained(folder):
-    assert [whole_rounds(*each) for each in ((19, 10), (2000, 10), (12, 5), (3, 10))] == [1, 10, 4, 3]
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
     pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
     seen = []
-    recipe = dataclasses.replace(TINY, steps=4, batch=1)
-    rows = train_segmenter(model, pairs, recipe, rounds=3, progress=lambda *told: seen.append(told))
-    assert int(model.optimizer.iterations) == 4
-    assert [row["step"] for row in rows] == [2, 4]
-    assert [(step, row) for step, _, row in seen] == [(1, None), (2, rows[0]), (3, None), (4, rows[1])]
-    assert [row["loss"] for row in rows] == pytest.approx([(seen[i][1] + seen[i + 1][1]) / 2 for i in (0, 2)])
+    recipe = dataclasses.replace(TINY, steps=5, batch=1, weight_decay=0.0)
+    rows = train_segmenter(model, pairs, recipe, every=2, progress=lambda *told: seen.append(told))
+    assert int(model.optimizer.iterations) == 5
+    assert [row["step"] for row in rows] == [2, 4, 5]
+    assert [(step, row) for step, _, row in seen] == [(1, None), (2, rows[0]), (3, None), (4, rows[1]), (5, rows[2])]
+    losses = [loss for _, loss, _ in seen]
+    assert [row["loss"] for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]])
+
+
+def test_a_step_is_the_genuine_programs():
+    """Loss with weight decay, for a model built without any; momentum; twice the gradient for biases."""
+    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, dropout_rate=0.0)
+    before = {variable.path: variable.numpy() for variable in model.trainable_variables}
+    recipe = dataclasses.replace(TINY, steps=1, weight_decay=4e-3, fine_tune_batch_norm=False)
+    ((images, masks),) = training_batches(DrawnShapes(3, 33), 2, (33, 33), recipe.scales, recipe.flip, 0).take(1)
+    for layer in model.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    with tf.GradientTape() as tape:
+        loss = SegmentationLoss()(masks, model(images, training=True))
+        kernels = [layer.kernel for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+        kernels = [kernel for kernel in kernels if "depthwise" not in kernel.path]
+        assert len(kernels) == 38
+        loss += 4e-3 * sum(tf.reduce_sum(kernel**2) / 2 for kernel in kernels)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    expected = {
+        v.path: before[v.path] - 0.01 * each for v, each in zip(model.trainable_variables, gradients, strict=True)
+    }
+    (bias,) = [path for path in expected if path.endswith("bias")]
+    expected[bias] -= 0.01 * gradients[[v.path for v in model.trainable_variables].index(bias)]
+    (row,) = train_segmenter(model, DrawnShapes(3, 33), recipe)
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-5)
+    for variable in model.trainable_variables:
+        np.testing.assert_allclose(variable.numpy(), expected[variable.path], atol=1e-6)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(folder, tmp_path):
@@ -331,7 +418,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(folder, tmp_path):
         keras.utils.set_random_seed(3)
         model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
         pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
-        rows = train_segmenter(model, pairs, recipe, rounds=3, progress=progress, **options)
+        rows = train_segmenter(model, pairs, recipe, every=2, progress=progress, **options)
         return rows, model.get_weights()
 
     def stop(step, loss, row):
@@ -341,20 +428,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(folder, tmp_path):
     state = tmp_path / "state.npz"
     rows, weights = train()
     with pytest.raises(KeyboardInterrupt):
-        train(stop, state=state)
+        train(stop, state=state, evaluate=lambda: {"mean_iou": 0.5})
     with pytest.raises(ValueError, match="of a run that has not ended: resume it"):
         train(state=state)
     steps = []
-    resumed, again = train(lambda step, *_: steps.append(step), state=state, resume=True)
-    assert steps == [5, 6]
+    with pytest.raises(ZeroDivisionError):
+        train(state=state, resume=True, evaluate=lambda: 1 / 0)  # steps 5 and 6 are kept, but not judged
+    judged = iter([{"mean_iou": 0.75}])
+    resumed, again = train(lambda step, *_: steps.append(step), state=state, resume=True, evaluate=lambda: next(judged))
+    assert steps == []
+    assert [row["mean_iou"] for row in resumed] == [0.5, 0.5, 0.75]
     assert [(row["step"], row["loss"]) for row in resumed] == [(row["step"], row["loss"]) for row in rows]
     for ours, theirs in zip(again, weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     recipe = dataclasses.replace(recipe, learning_rate=0.5)
-    with pytest.raises(ValueError, match="holds a run with other recipe"):
+    with pytest.raises(ValueError, match="is of a run with other recipe"):
         train(state=state, resume=True)
     recipe = dataclasses.replace(recipe, learning_rate=1e30)
-    with pytest.raises(Diverged, match=r"The loss is (nan|inf) at step \d: lower the learning rate \(1e\+30"):
+    with pytest.raises(
+        Diverged, match=r"The loss is (nan|inf) at step \d: start anew with a learning rate below 1e\+30"
+    ):
         train()
 
 
@@ -380,14 +473,18 @@ def test_training_learns_and_refuses_what_does_not_fit(folder):
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
     before = [weight.numpy() for weight in model.weights]
     pairs = photos_and_masks(folder / "photos", folder / "masks", 4)
-    rows = train_segmenter(model, pairs, TINY)
-    assert len(rows) == 2
-    assert all(np.isfinite(row["loss"]) for row in rows)
+    learned = dataclasses.replace(TINY, steps=24, batch=3, learning_rate=0.05, scales=(1.0,), flip=0.0)
+    rows = train_segmenter(model, pairs, learned, every=8)
+    assert rows[2]["loss"] < 0.8 * rows[0]["loss"]
     changed = [not np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True)]
     assert np.mean(changed) > 0.95
     save_mask(np.zeros((40, 39)), folder / "masks" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask"):
         train_segmenter(model, photos_and_masks(folder / "photos", folder / "masks", 4), TINY)
+    other = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, output_stride=8)
+    train_segmenter(model, DrawnShapes(3, 33), TINY, state=folder / "state.npz")
+    with pytest.raises(ValueError, match="of a run with other network"):
+        train_segmenter(other, DrawnShapes(3, 33), TINY, state=folder / "state.npz", resume=True)
     with pytest.raises(ValueError, match="the recipe crops to 65 x 65"):
         train_segmenter(model, pairs, dataclasses.replace(TINY, crop=(65, 65)))
     with pytest.raises(ValueError, match="the masks have 5 classes, the model 4"):
@@ -419,6 +516,11 @@ def test_commands(folder, tmp_path):
     assert "2 photos." in result.stdout
     assert "1 images could not be read and were left out:" in result.stderr
     assert "2.png" in result.stderr
+    (folder / "one.txt").write_text("1\n")
+    command = ["evaluate", "segmentation", str(model), *sources, "--list", str(folder / "one.txt"), "--json"]
+    assert json.loads(CliRunner().invoke(command_line(), command).stdout)["photos"] == 1
+    wrong = CliRunner().invoke(command_line(), ["train", "segmentation", "-o", "voc.tflite", "--shapes"])
+    assert "expected .keras, .h5, .weights.h5 or .ckpt" in str(wrong.exception)
     for bad in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
         result = CliRunner().invoke(command_line(), ["evaluate", "segmentation", str(model), *bad])
         assert isinstance(result.exception, ValueError)

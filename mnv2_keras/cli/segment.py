@@ -42,23 +42,27 @@ def segment(
         raise ValueError(
             f"-o {output} is a folder of photos too, and masks would be taken for photos: choose another one."
         )
-    paths = find_images(photos)
+    made = output.expanduser().resolve()
+    paths = [path for path in find_images(photos) if made not in path.resolve().parents]  # not those of an earlier run
+    if not paths:
+        raise ValueError(f"All photos lie below the output folder {output}: choose another one.")
     with working("converting"):
         from mnv2_keras.inference.segmenter import Segmenter
 
         segmenter = Segmenter(weights, scales=numbers(scales), flip=flip)
     found, broken, stems = [], [], free_names(paths)
-    for path, stem, result in zip(
-        paths, stems, advancing(segmenter.stream(paths, skip_broken=True), len(paths)), strict=True
-    ):
-        if isinstance(result, Exception):
-            broken.append(path)
-            err.print(f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True)
-            continue
-        mask = save_mask(result.labels, output / f"{stem}_mask.png")
-        picture = save_picture(result.picture(), output / f"{stem}_segments.png")
-        found.append(result.as_dict() | {"mask": str(mask), "picture": str(picture)})
-    write_text(output / "areas.json", json.dumps(found, indent=1) + "\n")
+    results = advancing(segmenter.stream(paths, skip_broken=True), len(paths))
+    try:
+        for path, stem, result in zip(paths, stems, results, strict=True):
+            if isinstance(result, Exception):
+                broken.append(path)
+                err.print(f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True)
+                continue
+            mask = save_mask(result.labels, output / f"{stem}_mask.png")
+            picture = save_picture(result.picture(), output / f"{stem}_segments.png")
+            found.append(result.as_dict() | {"mask": str(mask), "picture": str(picture)})
+    finally:  # also of those before a Ctrl-C
+        write_text(output / "areas.json", json.dumps(found, indent=1) + "\n")
     if as_json:
         print_json(found)
     else:

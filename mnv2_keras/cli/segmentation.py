@@ -14,6 +14,12 @@ Photos = Annotated[Path | None, typer.Option(help="Folder of photos.")]
 Masks = Annotated[
     Path | None, typer.Option(help="Folder of masks, each named as its photo: indexed or grey PNG, 255 ignored.")
 ]
+Listed = Annotated[
+    Path | None,
+    typer.Option(
+        "--list", help="Text file with the names to take, one a line, such as VOC's ImageSets/Segmentation/train.txt."
+    ),
+]
 Tfds = Annotated[str | None, typer.Option(help="TFDS data set with masks, such as scene_parse150.")]
 Split = Annotated[str, typer.Option(help="Split of the TFDS data set.")]
 Shapes = Annotated[bool, typer.Option("--shapes", help="Drawn circles, squares and triangles: nothing to download.")]
@@ -25,6 +31,7 @@ def evaluate(
     ] = PASCAL,
     photos: Photos = None,
     masks: Masks = None,
+    listed: Listed = None,
     tfds: Tfds = None,
     split: Split = "validation",
     shapes: Shapes = False,
@@ -35,7 +42,7 @@ def evaluate(
 ) -> None:
     """Mean intersection over union of a segmenter on photos with masks; label 255 is not judged.
 
-    Example: mnv2 evaluate segmentation --photos JPEGImages --masks SegmentationClass --plot confusion.png
+    Example: mnv2 evaluate segmentation --photos JPEGImages --masks SegmentationClass --list val.txt --plot confusion.png
     """
     with working("converting"):
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
@@ -43,7 +50,7 @@ def evaluate(
 
         segmenter = Segmenter(weights, scales=numbers(scales), flip=flip)
     classes = segmenter.classes or len(segmenter.names)
-    pairs = _pairs(photos, masks, tfds, split, shapes, classes, min(segmenter.size), held_out=True)
+    pairs = _pairs(photos, masks, listed, tfds, split, shapes, classes, min(segmenter.size), held_out=True)
     names = segmenter.names
     if shapes:
         from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES as names
@@ -76,6 +83,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model to write: .keras, .h5, .weights.h5 or .ckpt.")],
     photos: Photos = None,
     masks: Masks = None,
+    listed: Listed = None,
     tfds: Tfds = None,
     split: Split = "train",
     shapes: Shapes = False,
@@ -98,7 +106,7 @@ def train(
 ) -> None:
     """Train a segmenter with DeepLab's published recipe, or on drawn shapes in minutes.
 
-    Example: mnv2 train segmentation --photos JPEGImages --masks SegmentationClass -o voc.keras --weights imagenet
+    Example: mnv2 train segmentation --photos JPEGImages --masks SegmentationClass --list train.txt -o voc.keras --weights imagenet
 
     Example: mnv2 train segmentation --shapes --decoder --weights imagenet -o shapes.keras --plot curve.png
 
@@ -109,7 +117,7 @@ def train(
     chosen = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "crop": (crop, crop) if crop else None}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     classes = 4 if shapes else classes
-    pairs = _pairs(photos, masks, tfds, split, shapes, classes, side=crop or 65)
+    pairs = _pairs(photos, masks, listed, tfds, split, shapes, classes, side=crop or 65)
     with working("building"):
         import keras
 
@@ -118,8 +126,9 @@ def train(
         from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
         from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
-        from mnv2_keras.weights import save_model
+        from mnv2_keras.weights import check_name, save_model
 
+        check_name(output)  # before hours are spent
         recipe = SHAPES if shapes else SegmentationRecipe()
         recipe = dataclasses.replace(recipe, **chosen, fine_tune_batch_norm=not freeze_batch_norm)
         keras.utils.set_random_seed(recipe.seed)
@@ -134,12 +143,12 @@ def train(
         )
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    held_out = _pairs(None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
+    held_out = _pairs(None, None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
     judged, state = Segmenter(model), output.with_name(f"{output.name}.state.npz")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=err, transient=True) as progress:
-            bar = progress.add_task("training", total=recipe.steps)
+            bar = progress.add_task("looking at photos and masks", total=recipe.steps)
 
             def told(step, loss, row):
                 progress.update(bar, completed=step, description=f"training, loss {loss:.3f}")
@@ -151,7 +160,7 @@ def train(
                 model,
                 pairs,
                 recipe,
-                rounds=max(5, recipe.steps // 500),
+                every=max(1, min(500, recipe.steps // 5)),
                 state=state,
                 resume=resume,
                 evaluate=(lambda: {"mean_iou": evaluate_segmenter(judged, held_out).mean_iou}) if held_out else None,
@@ -176,8 +185,10 @@ def train(
     )
 
 
-def _pairs(photos, masks, tfds, split, shapes, classes, side=65, held_out=False):
+def _pairs(photos, masks, listed, tfds, split, shapes, classes, side=65, held_out=False):
     """The photos with masks that the options name: exactly one source."""
+    if listed and not photos:
+        raise ValueError("--list names photos of a folder: give --photos and --masks too.")
     if (bool(photos or masks), bool(tfds), shapes).count(True) != 1 or bool(photos) != bool(masks):
         raise ValueError(
             "Name one source of photos with masks: --photos FOLDER --masks FOLDER, or --tfds NAME, or --shapes."
@@ -185,7 +196,8 @@ def _pairs(photos, masks, tfds, split, shapes, classes, side=65, held_out=False)
     if photos:
         from mnv2_keras.data.segmentation import photos_and_masks
 
-        return photos_and_masks(photos, masks, classes)
+        names = None if listed is None else listed.read_text("utf-8").split()
+        return photos_and_masks(photos, masks, classes, names)
     if tfds:
         from mnv2_keras.data.segmentation import tfds_photos_and_masks
 

@@ -4,8 +4,10 @@ Source of the augmentation: DeepLab's `input_preprocess.preprocess_image_and_lab
 """
 
 import itertools
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import numpy as np
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.masks import IGNORED, PADDING, read_mask
 from mnv2_keras.preprocessing import normalize_image
+
+log = logging.getLogger("mnv2_keras")
 
 #: Examples of a TFDS stream that are held to draw from.
 _BUFFER = 256
@@ -28,7 +32,7 @@ class PhotoMaskFolder:
     Attributes:
         pairs: (photo, mask) paths, sorted by name.
         classes: labels run from 0 to below it; 255 is ignored.
-        broken: photos left out so far because they or their masks cannot be read, with the reason.
+        broken: photos left out so far because they or their masks cannot be used, with the reason.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -39,32 +43,62 @@ class PhotoMaskFolder:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All that can be read, in their order.
+        """All that can be used, in their order.
 
         Raises:
             ImageError: not one of them can.
-            ValueError: as `read` does for what can be read and does not fit.
         """
-        return (pair for index in range(len(self)) if (pair := self._readable(index)))
+        return (pair for index in range(len(self)) if (pair := self._usable(index)))
 
     def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One pass of `len(self)` pairs from its `start` on, in the order that the seed gives.
 
-        For one that cannot be read the next one that can is given, so that a pass has one length whatever is broken.
+        For one that cannot be used the next one that can is given, so that a pass has one length whatever is broken.
         """
         order = np.random.default_rng(seed).permutation(len(self))
         for place in range(start, len(self)):
             chain = itertools.chain(order[place:], order[:place])
-            yield next(pair for index in chain if (pair := self._readable(index)))
+            yield next(pair for index in chain if (pair := self._usable(index)))
 
-    def _readable(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def check(self, progress: Callable[[int], None] | None = None) -> None:
+        """Look at every pair before a long training does: what cannot be read is noted in `broken`.
+
+        Args:
+            progress: called with the number of pairs looked at.
+
+        Raises:
+            ValueError: photos and masks that do not fit each other, or masks with labels that are no class, by their names:
+                the cause is likely to be one for all of them.
+            ImageError: not one pair can be read.
+        """
+
+        def fault(index: int) -> str | None:
+            try:
+                self.read(index)
+            except (ImageError, OSError):
+                self._usable(index)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = []
+            for done, each in enumerate(pool.map(fault, range(len(self))), start=1):
+                faults += [each] if each else []
+                if progress:
+                    progress(done)
+        if faults:
+            others = f" And {len(faults) - 1} more of {len(self)} do not fit." if len(faults) > 1 else ""
+            raise ValueError(faults[0] + others)
+
+    def _usable(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """The pair, or None once its fault is noted."""
         try:
             return self.read(index)
-        except ImageError as error:
+        except (ValueError, OSError) as error:
             self.broken[str(self.pairs[index][0])] = str(error)
             if len(self.broken) == len(self):
-                raise ImageError(f"none of {len(self)} photos with masks can be read: {error}") from error
+                raise ImageError(f"None of {len(self)} photos with masks can be used: {error}") from error
             return None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,32 +143,50 @@ def check_labels(mask: np.ndarray, classes: int, name: str) -> None:
         )
 
 
-def photos_and_masks(photos: str | os.PathLike, masks: str | os.PathLike, classes: int) -> PhotoMaskFolder:
-    """Pair the photos of a folder with the masks of another by their names without suffixes.
+def photos_and_masks(
+    photos: str | os.PathLike, masks: str | os.PathLike, classes: int, names: Sequence[str] | None = None
+) -> PhotoMaskFolder:
+    """Pair the photos of a folder with the masks of another: the same path within it, but for the suffix.
+
+    Args:
+        photos, masks: the folders.
+        classes: labels run from 0 to below it; 255 is ignored.
+        names: which of them, such as the lines of VOC's `ImageSets/Segmentation/train.txt`. None for all that have both;
+            a warning counts photos without a mask (VOC has masks for a sixth of them).
 
     Raises:
-        FileNotFoundError: there is no such folder, or a photo has no mask.
-        ValueError: a folder holds no images, or two masks the same name; or more than 255 classes.
+        FileNotFoundError: there is no such folder, no photo has a mask, or one of `names` lacks either.
+        ValueError: a folder holds no images, or two of one name; or more than 255 classes.
     """
     _check_classes(classes)
-    masks = Path(masks)
-    by_name: dict[str, Path] = {}
-    for path in find_images(masks):
-        if path.stem in by_name:
-            raise ValueError(f"{path} and {by_name[path.stem]} have the same name: a photo can have one mask only.")
-        by_name[path.stem] = path
-    pairs, alone = [], []
-    for photo in find_images(photos):
-        if photo.stem in by_name:
-            pairs.append((photo, by_name[photo.stem]))
-        else:
-            alone.append(photo)
-    if alone:
-        raise FileNotFoundError(
-            f"{len(alone)} photos have no mask in {masks}, first {alone[0].name}: a mask has its photo's name and is an indexed "
-            "or greyscale PNG."
-        )
-    return PhotoMaskFolder(tuple(pairs), classes)
+    by_name = _by_name(photos), _by_name(masks)
+    both = [name for name in by_name[0] if name in by_name[1]]
+    if names is not None:
+        for folder, found in zip((photos, masks), by_name, strict=True):
+            if missing := [name for name in names if name not in found]:
+                raise FileNotFoundError(
+                    f"{len(missing)} of {len(names)} listed names are not in {folder}, first {missing[0]}: expected lines such as "
+                    f"{next(iter(found))}."
+                )
+        both = list(dict.fromkeys(names))
+    elif len(both) < len(by_name[0]):
+        alone = next(name for name in by_name[0] if name not in by_name[1])
+        told = f"{len(by_name[0]) - len(both)} of {len(by_name[0])} photos have no mask in {masks}, first {alone}"
+        if not both:
+            raise FileNotFoundError(f"{told}: a mask has its photo's name and is an indexed or greyscale PNG.")
+        log.warning("%s: they are left out.", told)
+    return PhotoMaskFolder(tuple((by_name[0][name], by_name[1][name]) for name in both), classes)
+
+
+def _by_name(folder: str | os.PathLike) -> dict[str, Path]:
+    """The images of a folder by their paths within it, without suffixes."""
+    folder, found = Path(folder).expanduser(), {}
+    for path in find_images(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix() if path != folder else path.stem
+        if name in found:
+            raise ValueError(f"{path} and {found[name]} have the same name: a photo can have one mask only.")
+        found[name] = path
+    return found
 
 
 def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | os.PathLike | None = None):

@@ -18,9 +18,9 @@ class ConfusionMatrix:
     """
 
     def __init__(self, classes: int, ignored: int | None = IGNORED):
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        if isinstance(classes, bool | np.bool_) or not isinstance(classes, int | np.integer) or classes < 1:
             raise ValueError(f"classes is {classes!r}: expected a whole number of at least 1.")
-        self.classes, self.ignored = classes, ignored
+        self.classes, self.ignored = int(classes), ignored
         self.counts = np.zeros((classes, classes), np.int64)
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
@@ -112,7 +112,7 @@ def _number(value: float) -> float | None:
 
 
 def _names(names: Sequence[str] | None, classes: int) -> Sequence[str]:
-    return names if names and len(names) >= classes else [f"class {i}" for i in range(classes)]
+    return list(names[:classes]) if names and len(names) >= classes else [f"class {i}" for i in range(classes)]
 
 
 def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
@@ -124,7 +124,7 @@ def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
         progress: called after each photo with the number of photos done.
 
     Returns:
-        The matrix over all photos that can be read (`pairs.broken` of a folder names the others); only one photo is in memory
+        The matrix over all photos that can be used (`pairs.broken` of a folder names the others); only one photo is in memory
         at a time.
 
     Raises:

@@ -86,7 +86,7 @@ def evenly(items: Sequence, count: int) -> list:
 def _items(source) -> tuple[Iterable, str, int | None]:
     """(what to go through, its name, how many or None)."""
     if isinstance(source, str) and source.startswith("tfds:"):
-        return _tensorflow_dataset(source), source, None
+        return tensorflow_dataset(source), source, None
     if isinstance(source, str | os.PathLike):
         source = [source]
     if isinstance(source, list | tuple) and source and all(isinstance(each, str | os.PathLike) for each in source):
@@ -113,7 +113,12 @@ def _files(path: Path) -> list[Path]:
     return names
 
 
-def _tensorflow_dataset(name: str) -> Iterator:
+def tensorflow_dataset(name: str) -> Iterator:
+    """The examples of "tfds:NAME:SPLIT", dicts of arrays, of a data set that is on this machine.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

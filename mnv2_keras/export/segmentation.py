@@ -1,5 +1,6 @@
 """A segmenter to a .tflite file, with what MediaPipe's ImageSegmenter asks for, and how many pixels it still agrees on."""
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from mnv2_keras.atomic import write_text
 from mnv2_keras.convert.sources.tflite import open_interpreter
-from mnv2_keras.export.calibration import LIMIT, evenly
+from mnv2_keras.export.calibration import LIMIT, evenly, tensorflow_dataset
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport
@@ -74,10 +75,10 @@ def export_segmenter(
         path: the file to write; it is complete or not there.
         precision: "float32", "float16", "dynamic", "int8" or "int16x8" (see `export_litert`).
         output: "logits" (1, H, W, classes), which MediaPipe takes, or "labels" (1, H, W), int32, for apps that run LiteRT.
-        calibration: for int8 and int16x8: photos (paths, folders or uint8 arrays), padded as the exporter does; of more than 128
-            as many, evenly spread.
+        calibration: for int8 and int16x8: photos (paths, folders, uint8 arrays or "tfds:NAME:SPLIT"), padded as the exporter
+            does; of more than 128 as many, evenly spread.
         photos: to compare on, likewise; the calibration's when None.
-        labels: one for each class; Pascal VOC's for 21 classes.
+        labels: one for each class; otherwise Pascal VOC's for 21 classes, "class N" for others.
         resolution: (height, width) for a model that takes any size.
         options: further ones of `export_litert`, such as `input_type` and `refine`.
 
@@ -97,15 +98,22 @@ def export_segmenter(
             f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
         )
     check_input(model)
-    size = tuple(own or given for own, given in zip(model.input_shape[1:3], resolution or (513, 513), strict=True))
+    own = model.input_shape[1:3]
+    size = tuple(a or b for a, b in zip(own, resolution or (513, 513), strict=True))
+    if resolution is not None and size != tuple(resolution):
+        raise ValueError(
+            f"{model.name!r} is built for {own[0]} x {own[1]} pixels, not {resolution[0]} x {resolution[1]}: leave resolution out, "
+            "or build it with that input_shape."
+        )
     skipped: dict[str, str] = {}
     known = _load(calibration, size, skipped) if calibration is not None else {}
     compared = _load(photos, size, skipped) if photos is not None else known
     if calibration is not None and not known:
         raise ValueError(f"no photo to calibrate on: none of {len(skipped)} files can be read.")
-    labels = labels or (voc_labels() if model.output_shape[3] == len(voc_labels()) else None)
-    if labels is not None and len(labels) != model.output_shape[3]:
-        raise ValueError(f"{len(labels)} labels for {model.output_shape[3]} classes: give one for each.")
+    classes = model.output_shape[3]
+    labels = labels or (voc_labels() if classes == len(voc_labels()) else [f"class {i}" for i in range(classes)])
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for {classes} classes: give one for each.")
     exported = model if output == "logits" else _with_labels(model)
     report = export_litert(
         exported,
@@ -143,6 +151,8 @@ def _with_labels(model: keras.Model) -> keras.Model:
 
 def _load(photos, size: tuple[int, int], skipped: dict[str, str]) -> dict[str, np.ndarray]:
     """At most `LIMIT` photos by name, fitted into the network's input; what cannot be read is noted and left out."""
+    if isinstance(photos, str) and photos.startswith("tfds:"):
+        photos = [each["image"] for each in itertools.islice(tensorflow_dataset(photos), LIMIT)]
     if isinstance(photos, str | os.PathLike) or (isinstance(photos, np.ndarray) and photos.ndim == 3):
         photos = [photos]
     given = []

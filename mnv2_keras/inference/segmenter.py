@@ -55,19 +55,17 @@ class Segmentation:
     def picture(self, opacity: float = 0.6) -> Image.Image:
         """The photo, the mask in Pascal VOC's colours, and the mask over the photo, side by side above a legend."""
         palette = voc_palette()
-        mask = palette[self.labels]
-        over = np.where(
-            self.labels[..., None] > 0, (1 - opacity) * self.photo + opacity * mask.astype(np.float32), self.photo
-        ).astype(np.uint8)
+        photo, mask = Image.fromarray(self.photo), Image.fromarray(palette[self.labels])
+        over = Image.composite(Image.blend(photo, mask, opacity), photo, Image.fromarray(self.labels > 0))
         height, width = self.labels.shape
         present = self._shares()
         text = max(12, min(height, width) // 24)
         font = ImageFont.load_default(text)
         per_line = max(1, 3 * width // (12 * text))
         lines = -(-len(present) // per_line)
-        canvas = Image.new("RGB", (3 * width, height + lines * 2 * text), "white")
-        for i, part in enumerate((self.photo, mask, over)):
-            canvas.paste(Image.fromarray(np.ascontiguousarray(part)), (i * width, 0))
+        canvas = Image.new("RGB", (max(3 * width, 12 * text), height + lines * 2 * text), "white")
+        for i, part in enumerate((photo, mask, over)):
+            canvas.paste(part, (i * width, 0))
         draw = ImageDraw.Draw(canvas)
         for i, (label, share) in enumerate(present):
             left, top = (i % per_line) * 12 * text + text // 2, height + (i // per_line) * 2 * text + text // 2
@@ -201,8 +199,8 @@ class _LiteRT:
         self.classes = int(made["shape"][-1]) if rank == 4 else 0
         files = [text for file, text in associated_files(content).items() if file.endswith(".txt")]
         self.names = tuple(files[0].decode().splitlines()) if files else None
-        if not self.classes:
-            self.names = self.names or voc_labels()
+        if not self.classes and not self.names:  # Google's own files of Pascal VOC, or one without metadata
+            self.names = (*voc_labels(), *(f"class {i}" for i in range(len(voc_labels()), MOST_CLASSES)))
         self._lock = Lock()
 
     def labels(self, photo: np.ndarray) -> np.ndarray:

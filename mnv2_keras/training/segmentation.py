@@ -21,7 +21,9 @@ from mnv2_keras.training.twin import training_twin
 
 @dataclass(frozen=True)
 class SegmentationRecipe:
-    """How a segmenter is trained; the defaults are DeepLab's `train.py` as its README runs it for Pascal VOC.
+    """How a segmenter is trained; the defaults are DeepLabv3's for Pascal VOC (arXiv:1706.05587, section 4.1).
+
+    What they leave open is as in DeepLab's `train.py`: scales, flips, weight decay, momentum, twice the gradient for biases.
 
     `mnv2 train segmentation --photos JPEGImages --masks SegmentationClassRaw --classes 21` runs the published one: 30,000
     steps of 16 crops of 513 x 513, which takes an accelerator. `SHAPES` runs on any laptop; docs/segmentation.md has its
@@ -34,7 +36,7 @@ class SegmentationRecipe:
         learning_rate: at the start; it falls to 0 as `(1 - step / steps) ** power`.
         power: of the schedule.
         momentum: of the optimiser.
-        weight_decay: of the kernels (the builder's argument).
+        weight_decay: of all kernels but the depthwise ones; a model that was built with a weight decay keeps its own.
         scales: each example is scaled by one of them.
         flip: chance of a mirror image.
         fine_tune_batch_norm: whether batch norms train; otherwise they keep their statistics, scale and shift.
@@ -69,6 +71,9 @@ class SegmentationRecipe:
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {wanted}.")
 
+
+#: What every row has.
+_BASE = {"step", "loss", "seconds"}
 
 #: Drawn shapes (`DrawnShapes`) at 65 x 65 with alpha 1.0 and the decoder, on a trained classifier's backbone: `mnv2 train
 #: segmentation --shapes --decoder --weights imagenet`; docs/segmentation.md has its curve and time.
@@ -121,17 +126,12 @@ def compile_segmenter(model: keras.Model, recipe: SegmentationRecipe) -> keras.M
     return model
 
 
-def whole_rounds(steps: int, most: int) -> int:
-    """The most rounds of one length, up to `most`, that make up these steps."""
-    return max(rounds for rounds in range(1, most + 1) if steps % rounds == 0)
-
-
 def train_segmenter(
     model: keras.Model,
     pairs,
     recipe: SegmentationRecipe,
     *,
-    rounds: int = 10,
+    every: int = 500,
     state: str | os.PathLike | None = None,
     resume: bool = False,
     evaluate: Callable[[], dict] | None = None,
@@ -143,8 +143,7 @@ def train_segmenter(
         model: from `build_deeplabv3_mobilenetv2`, at the recipe's crop, or of any size.
         pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
         recipe: how.
-        rounds: in how many parts the steps are reported and kept; fewer where the steps cannot be divided so
-            (`whole_rounds`).
+        every: steps between rows; the last round may be shorter.
         state: a file that holds, after each round, all it takes to go on.
         resume: go on where `state` ends (on CPUs to the same bits); from the start if there is no such file.
         evaluate: called at the end of each round; what it returns is added to the round's row.
@@ -155,8 +154,8 @@ def train_segmenter(
         `evaluate` says.
 
     Raises:
-        ValueError: a photo or mask that does not fit, naming it; a model of another size, class count or range of values; or
-            `state` is another run's, or is there without `resume`.
+        ValueError: photos and masks that do not fit each other, naming them (a folder is checked before the first step); a
+            model of another size, class count or range of values; or `state` is another run's, or there without `resume`.
         Diverged: the loss is NaN or infinite; the message says where.
     """
     import tensorflow as tf
@@ -174,8 +173,11 @@ def train_segmenter(
     state = None if state is None else Path(state).expanduser()
     if state is not None and state.exists() and not resume:
         raise ValueError(f"{state} is of a run that has not ended: resume it (--resume), or delete it to start anew.")
+    if hasattr(pairs, "check"):
+        pairs.check()
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
+    decayed = [] if model.losses else [layer.kernel for layer in model.layers if type(layer) is keras.layers.Conv2D]
     twin, judged, optimizer = training_twin(model), SegmentationLoss(), model.optimizer
     trained = twin.trainable_variables  # the model's own
     optimizer.build(trained)
@@ -184,45 +186,68 @@ def train_segmenter(
     def train_step(images, masks):
         with tf.GradientTape() as tape:
             loss = tf.add_n([judged(masks, twin(images, training=True)), *twin.losses])
-        optimizer.apply(tape.gradient(loss, trained), trained)
+            loss += recipe.weight_decay * tf.add_n([0.0, *map(tf.nn.l2_loss, decayed)])
+        gradients = tape.gradient(loss, trained)
+        # Source: DeepLab `train_utils.get_model_gradient_multipliers`.
+        gradients = [2 * each if v.name == "bias" else each for each, v in zip(gradients, trained, strict=True)]
+        optimizer.apply(gradients, trained)
         return loss
 
     variables = [*model.variables, *optimizer.variables]
-    identity = json.loads(json.dumps({"recipe": asdict(recipe), "pairs": len(pairs), "classes": pairs.classes}))
+    about = {"recipe": asdict(recipe), "pairs": len(pairs), "classes": pairs.classes, "network": _shapes(model)}
+    identity = json.loads(json.dumps(about))
     rows = restore(state, variables, identity) if state is not None and state.exists() else []
-    done, length = rows[-1]["step"] if rows else 0, recipe.steps // whole_rounds(recipe.steps, rounds)
+    done = rows[-1]["step"] if rows else 0
+
+    def keep() -> None:
+        if state is not None:
+            save_state(state, [np.asarray(each) for each in variables], {"identity": identity, "rows": rows})
+
+    if rows and evaluate and not rows[-1].keys() - _BASE:  # stopped while it was judged
+        rows[-1] |= evaluate()
+        keep()
     batches = iter(
         training_batches(pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed, start=done)
     )
-    total, start = 0.0, time.monotonic()
+    losses, start = [], time.monotonic()
     for number in range(done + 1, recipe.steps + 1):
         try:
             images, masks = next(batches)
         except tf.errors.OpError as error:
             raise ValueError(_cause(error) + _kept(rows, state)) from error
-        loss = float(train_step(images, masks))
-        if not math.isfinite(loss):
+        losses.append(float(train_step(images, masks)))
+        if not math.isfinite(losses[-1]):
             raise Diverged(
-                f"The loss is {loss} at step {number}: lower the learning rate ({recipe.learning_rate:.3g} at the start), or "
-                f"check the photos and masks.{_kept(rows, state)}"
+                f"The loss is {losses[-1]} at step {number}: start anew with a learning rate below {recipe.learning_rate:.3g}, or "
+                "check the photos and masks."
             )
-        total += loss
         row = None
-        if number % length == 0:
-            row = {"step": number, "loss": total / length, "seconds": round(time.monotonic() - start, 2)}
-            row |= evaluate() if evaluate else {}
+        if number % every == 0 or number == recipe.steps:
+            row = {"step": number, "loss": sum(losses) / len(losses), "seconds": round(time.monotonic() - start, 2)}
             rows.append(row)
-            if state is not None:
-                save_state(state, [np.asarray(each) for each in variables], {"identity": identity, "rows": rows})
-            total, start = 0.0, time.monotonic()
+            keep()
+            if evaluate:
+                row |= evaluate()
+                keep()
+            start = time.monotonic()
         if progress:
-            progress(number, loss, row)
+            progress(number, losses[-1], row)
+        losses = [] if row else losses
     return rows
+
+
+def _shapes(model: keras.Model) -> list:
+    """What tells networks with the same variables from each other: the output stride, above all."""
+    return [[layer.name, *layer.output.shape[1:]] for layer in model.layers if layer.count_params()]
 
 
 def _kept(rows: list[dict], state: Path | None) -> str:
     """In words, what a run that stops here leaves."""
-    return f" The first {rows[-1]['step']} steps are kept: --resume goes on from there." if rows and state else ""
+    return (
+        f" The first {rows[-1]['step']} steps are kept: mend it, and --resume goes on from there."
+        if rows and state
+        else ""
+    )
 
 
 def _cause(error: Exception) -> str:

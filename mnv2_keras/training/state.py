@@ -58,11 +58,11 @@ def restore(path: Path, variables: list, identity: dict) -> list[dict]:
     differing = [name for name in identity if about.get("identity", {}).get(name) != identity[name]]
     if differing:
         raise ValueError(
-            f"{path.parent} holds a run with other {', '.join(differing)}: resume with the same recipe and data, or choose "
-            "another folder."
+            f"{path} is of a run with other {', '.join(differing)}: resume with the same recipe, network and data, or choose "
+            "another output."
         )
     if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
-        raise ValueError(f"{path} holds the variables of another network: choose another folder.")
+        raise ValueError(f"{path} holds the variables of another network: choose another output.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     return about["rows"]
