@@ -500,6 +500,8 @@ def test_commands(folder, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert sorted(tmp_path.glob("model*")) == [model]  # no state is left
+    again = CliRunner().invoke(command_line(), [*command, *sources, "--resume"])
+    assert "is finished: there is nothing to resume" in again.stdout.replace("\n", " ")
     plot = tmp_path / "confusion.png"
     command = ["evaluate", "segmentation", str(model), *sources, "--plot", str(plot)]
     result = CliRunner().invoke(command_line(), [*command, "--json"])

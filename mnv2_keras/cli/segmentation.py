@@ -114,6 +114,10 @@ def train(
     """
     import dataclasses
 
+    state = output.with_name(f"{output.name}.state.npz")
+    if resume and output.exists() and not state.exists():
+        out.print(f"{output} is finished: there is nothing to resume.", highlight=False)
+        return
     chosen = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "crop": (crop, crop) if crop else None}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     classes = 4 if shapes else classes
@@ -144,7 +148,7 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     held_out = _pairs(None, None, None, None, split, True, classes, recipe.crop[0], held_out=True) if shapes else None
-    judged, state = Segmenter(model), output.with_name(f"{output.name}.state.npz")
+    judged = Segmenter(model)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=err, transient=True) as progress:
