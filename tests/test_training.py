@@ -210,14 +210,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path):
     assert not (tmp_path / "state.npz").exists()
 
 
-def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path):
+@pytest.mark.parametrize(("rate", "cause"), [(1e30, "the weights are still numbers"), (math.nan, "no number is Conv/")])
+def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate, cause):
     """The loss of a step is that of the weights before it: with one step an epoch, nothing but the weights tells."""
     chosen = recipe(average=None, epochs=1, learning_rate=1e-3)
     loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(chosen), "rate", lambda *_: 1e30)
-        with pytest.raises(loop.Diverged, match=r"epoch 2, step 1, .*no number is .*The epoch before is kept in "):
+        patch.setattr(type(chosen), "rate", lambda *_: rate)
+        if math.isnan(rate):  # the weights are looked at too
+            patch.setattr(loop, "judge", lambda *_: (0.5, 0.5))
+        with pytest.raises(loop.Diverged, match=rf"epoch 2, step 1, .*{cause}.*The epoch before is kept in "):
             loop.train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
         with pytest.raises(loop.Diverged, match=r"epoch 1, step 1, "):
             loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path / "new")
