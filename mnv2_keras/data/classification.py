@@ -39,14 +39,14 @@ def check_readable(examples) -> None:
     """Whether each class has an image that can be read, as far as they have been read.
 
     Args:
-        examples: `Examples` or `TfdsExamples`.
+        examples: `Examples`; of `TfdsExamples` nothing is asked, their labels take a pass over all the data.
 
     Raises:
         ValueError: all images of a class are broken: a network would be trained, and judged, as if there were no such class.
     """
-    if not examples.broken:
+    if not examples.broken or not isinstance(examples, Examples):
         return
-    labels = np.asarray(examples.labels)
+    labels = examples.labels
     good = np.array([examples.name_of(i) not in examples.broken for i in range(len(labels))])
     if lost := sorted(set(labels.tolist()) - set(labels[good].tolist())):
         raise ValueError(
@@ -226,7 +226,8 @@ def read_examples(data, split: str | None = None, held_out: float = 0.2, seed: i
     Args:
         data: as in `read_splits`.
         split: the part's name ("train", "validation", "test", or what the data set calls it); None for everything, or for the
-            held-out part of a data set that has parts. A data set without parts is split as `read_splits` does.
+            held-out part of a data set that has parts. A part that the data set has itself is given whole; without parts it is
+            split as `read_splits` does.
         held_out, seed: as in `read_splits`.
     """
     parts = _read(data)

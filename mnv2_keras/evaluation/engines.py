@@ -54,6 +54,7 @@ class LitertRunner:
     engine = "litert"
 
     def __init__(self, content: bytes, name: str, path: Path | None):
+        from mnv2_keras.convert.sources.tflite import TfliteFile
         from mnv2_keras.export.metadata import read_metadata
         from mnv2_keras.inference.engines import LitertEngine
 
@@ -65,9 +66,11 @@ class LitertRunner:
         if probe.ndim != 1:
             raise ValueError(f"{name} gives {probe.shape} for an image: expected a classifier, (classes,).")
         self.classes = len(probe)
+        file = TfliteFile(content)
         # In steps of 1/256 the many small probabilities of an int8 softmax are 0: they need not add up to 1.
-        self._logits = not (ends_in_softmax(content) or adds_up(probe))
-        said = read_metadata(content).normalization if self._engine.takes_floats else None
+        self._logits = not (ends_in_softmax(file) or adds_up(probe))
+        floats = file.dtype(int(file.graph.inputs[0])).kind == "f"
+        said = read_metadata(content).normalization if floats else None
         self._normalization = None if said == (127.5, 127.5) else said
         self.name, self.labels = name, labels_within(content) or labels_beside(path, self.classes)
 
@@ -85,11 +88,9 @@ def adds_up(values: np.ndarray) -> bool:
     return values.min() >= 0 and abs(float(values.sum()) - 1) < 0.01
 
 
-def ends_in_softmax(content: bytes) -> bool:
-    """Whether a .tflite gives probabilities, whatever it keeps them in."""
-    from mnv2_keras.convert.sources.tflite import TfliteFile
-
-    kinds = reversed(TfliteFile(content).kinds)
+def ends_in_softmax(file) -> bool:
+    """Whether a `TfliteFile` gives probabilities, whatever it keeps them in."""
+    kinds = reversed(file.kinds)
     return next((kind for kind in kinds if kind not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")), None) == "SOFTMAX"
 
 
