@@ -1,6 +1,8 @@
 """Labelled images from every kind of source, the batches made of them, and TF-Slim's augmentation, statistically."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +19,14 @@ from mnv2_keras.data.augmentation import (
     inception,
 )
 from mnv2_keras.data.batches import evaluation_batches, training_batches
-from mnv2_keras.data.classification import Examples, TfdsExamples, read_digits, read_examples, read_splits
+from mnv2_keras.data.classification import (
+    Examples,
+    TfdsExamples,
+    check_readable,
+    read_digits,
+    read_examples,
+    read_splits,
+)
 
 
 def draw(path, value, size=(12, 10)):
@@ -66,21 +75,44 @@ def test_the_layout_of_tfds_image_folder(tmp_path):
     training, held_out = read_splits(tmp_path)
     assert (len(training), len(held_out)) == (6, 4)
     builder = tfds.folder_dataset.ImageFolder(str(tmp_path))
-    theirs, theirs_held_out = read_splits(builder)
-    assert theirs.class_names == training.class_names
-    assert (len(theirs), len(theirs_held_out), theirs.channels) == (6, 4, 3)
-    assert theirs.fingerprint() != theirs_held_out.fingerprint()
+    for theirs, ours in zip(read_splits(builder), (training, held_out), strict=True):
+        assert (theirs.class_names, theirs.images) == (ours.class_names, ours.images)
+        assert theirs.labels.tolist() == ours.labels.tolist()
+    (tmp_path / "train" / "no" / "0.png").write_bytes(b"no picture")
+    assert [read_splits(builder)[0].read(i) is None for i in range(3)] == [True, False, False]
+    shutil.copytree(tmp_path / "train", tmp_path / "second" / "train")
+    draw(tmp_path / "second" / "train" / "yes" / "1.png", 9, size=(40, 30))
+    other = read_examples(tfds.folder_dataset.ImageFolder(str(tmp_path / "second")), "train")
+    assert other.fingerprint() != training.fingerprint(), "as many images of as many classes are not the same data"
 
-    def seen(examples):
-        batches = evaluation_batches(examples, 4, lambda image: image)
-        return sorted(
-            (int(label), image.tobytes()) for x, y, _ in batches for image, label in zip(x.numpy(), y, strict=True)
-        )
 
-    assert seen(theirs) == seen(training)
-    assert sorted(theirs.labels.tolist()) == [0, 0, 0, 1, 1, 1]
-    with pytest.raises(ValueError, match="give its folder"):
-        theirs.split(0.34)
+def test_a_single_part_is_split_whatever_its_name(tmp_path):
+    for name in ("no", "yes"):
+        for i in range(5):
+            draw(tmp_path / "photos" / "validation" / name / f"{i}.png", i)
+    rows = [f"photos/validation/{name}/{i}.png,{name},val" for name in ("no", "yes") for i in range(5)]
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,split", *rows]))
+    store(tmp_path / "tfds", "only_a_test", [0, 1] * 5, split="test")
+    for data in (tmp_path / "photos", tmp_path / "list.csv", "only_a_test"):
+        training, held_out = read_splits(data)
+        assert (len(training), len(held_out)) == (8, 2)
+        assert len(read_examples(data)) == 10
+    assert len(read_examples("only_a_test", "test")) == 10
+
+
+def test_folders_that_are_no_classes_are_told(tmp_path):
+    for part in ("training_set", "test_set"):
+        for name in ("cat", "dog"):
+            draw(tmp_path / "kaggle" / part / name / "1.png", 3)
+    with pytest.raises(ValueError, match=r"test_set has its images in folders.*holds train and validation"):
+        read_splits(tmp_path / "kaggle")
+    for path in ("train/cat/1.png", "val/cat/1.png", "samples/1.png"):
+        draw(tmp_path / "mixed" / path, 3)
+    with pytest.raises(ValueError, match=r"train has its images in folders.*and no other folder"):
+        read_splits(tmp_path / "mixed")
+    for path in ("car/1.png", "train/1.png", "train/more/2.png"):
+        draw(tmp_path / "vehicles" / path, 3)
+    assert read_examples(tmp_path / "vehicles").class_names == ("car", "train")
 
 
 def store(folder, name, labels, split="train"):
@@ -122,6 +154,7 @@ def test_a_tfds_set_with_a_single_part_is_sliced(tmp_path):
     assert numbers_of(training) + numbers_of(held_out) == whole
     assert numbers_of(read_examples("sliced_flowers", "validation", 0.3)) == whole[7:]
     assert training.fingerprint() != held_out.fingerprint()
+    assert training.fingerprint() == training.fingerprint(times=True)
     assert len(read_splits("sliced_flowers", 0.999)[0]) == 1
     ((images, labels, weights),) = training_batches(training, 7, evaluated, (8, 8))
     assert images.shape == (7, 8, 8, 3)
@@ -156,8 +189,28 @@ def test_tfds_images_are_decoded_once_and_broken_ones_left_out(tmp_path, monkeyp
     ):
         ((_, _, weights),) = batches
         assert sorted(weights.numpy()) == [0, 1, 1, 1, 1, 1]
-    assert list(broken.broken) == ["kept_flowers train, image 4"]
+    assert list(broken.broken) == [broken.name_of(4)] == ["kept_flowers train, image 4"]
     assert "cannot be decoded" in broken.broken["kept_flowers train, image 4"]
+
+
+def test_names_of_tfds_with_a_configuration_or_a_version(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    store(tmp_path, "versioned_flowers", [0, 1])
+    assert len(read_examples("versioned_flowers:1.0.0")) == 2
+    for wrong, why in (("imagenette/none", "BuilderConfig none not found"), ("imagenet2012:0.0.1", "only: 5.1.0")):
+        with pytest.raises(FileNotFoundError, match=f"no such folder, file or TFDS data set.*{why}"):
+            read_examples(wrong)
+    builder = tfds.builder("imagenet2012", data_dir=tmp_path)
+    monkeypatch.setattr(tfds, "builder", lambda _: builder)
+    with pytest.raises(
+        ValueError, match=r"TFDS cannot prepare imagenet2012: Manual directory .* ILSVRC2012_img_val.tar"
+    ):
+        read_examples("imagenet2012")
+    with pytest.raises(
+        ValueError, match=r"label \(Text\).*a classifier needs image \(Image\) and label \(ClassLabel\)"
+    ):
+        read_examples(tfds.core.load.builder("lfw", data_dir=tmp_path))
 
 
 def test_a_tfds_set_without_labels_is_told(tmp_path):
@@ -167,12 +220,8 @@ def test_a_tfds_set_without_labels_is_told(tmp_path):
 
 
 def test_a_tfds_stream_is_shuffled_and_shared_by_its_seed(tmp_path):
-    import tensorflow_datasets as tfds
-
-    for label, name in enumerate(("no", "yes")):
-        for i in range(8):
-            draw(tmp_path / "train" / name / f"{i}.png", 100 * label + i, size=(8, 8))
-    (stream,) = [read_examples(tfds.folder_dataset.ImageFolder(str(tmp_path)), "train")]
+    store(tmp_path, "shared_flowers", [0, 1] * 8)
+    stream = read_examples("shared_flowers")
 
     def run(**options):
         batches = training_batches(stream, 4, evaluated, (8, 8), epochs=range(2), seed=1, **options)
@@ -282,9 +331,15 @@ def test_labels_out_of_range():
 def test_a_fingerprint_tells_data_apart(photos):
     examples = read_examples(photos)
     before = examples.fingerprint()
-    assert read_examples(photos).fingerprint() == before
+    with_times = examples.fingerprint(times=True)
+    os.utime(photos / "ant" / "0.png", (1, 1))
+    assert read_examples(photos).fingerprint() == before, "a copy is the same data"
+    assert read_examples(photos).fingerprint(times=True) != with_times
     draw(photos / "ant" / "0.png", 9, size=(30, 30))
-    assert read_examples(photos).fingerprint() != before
+    changed = read_examples(photos).fingerprint()
+    assert changed != before
+    (photos / "ant" / "0.png").unlink()
+    assert examples.fingerprint() not in (before, changed), "what is not there is left out, and named, when it is read"
 
 
 def numbered(count=10, side=4):
@@ -330,6 +385,16 @@ def test_a_broken_image_counts_nothing_and_is_named(photos):
     ((path, reason),) = examples.broken.items()
     assert path.endswith("2.png")
     assert "not an image" in reason
+
+
+def test_a_class_of_broken_images_only_is_told(photos):
+    examples = read_examples(photos)
+    for i in range(5):
+        check_readable(examples)
+        (photos / "bee" / f"{i}.png").write_bytes(b"not a picture")
+        assert examples.read(5 + i) is None
+    with pytest.raises(ValueError, match=r"None of the 5 images of class 'bee' can be read, such as .*0.png"):
+        check_readable(examples)
 
 
 def test_grey_and_colour(photos):

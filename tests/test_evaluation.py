@@ -24,7 +24,7 @@ from mnv2_keras.evaluation.classification import (
     wilson,
 )
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
-from mnv2_keras.evaluation.engines import as_probabilities, open_engine
+from mnv2_keras.evaluation.engines import open_engine, softmax
 from mnv2_keras.labels import imagenet_labels
 from mnv2_keras.models.classifier import build_mobilenetv2
 from mnv2_keras.registry import list_checkpoints
@@ -123,6 +123,17 @@ def test_shards_add_up(model, examples, whole, tmp_path):
     (tmp_path / "wrong.json").write_text("[]")
     with pytest.raises(ValueError, match="no receipt"):
         load_evaluation(tmp_path / "wrong.json")
+
+
+def test_a_shard_without_images_is_merged_all_the_same(model, examples, tmp_path):
+    few = examples.subset([0, 1])
+    paths = [evaluate(model, few, shard=(i, 3)).save(tmp_path / f"{i}.json") for i in (1, 2, 3)]
+    about = json.loads(paths[2].read_text())
+    assert (about["images"], about["accuracy"], about["accuracy_interval_95"]) == (0, 0, [0, 1])
+    assert merge(paths).counts.confusion == evaluate(model, few).counts.confusion
+    paths[2].write_text(json.dumps(about | {"shards": [[1, 1]]}))
+    with pytest.raises(ValueError, match="None of the images can be judged"):
+        merge([paths[2]])
 
 
 def test_a_receipt_holds_what_it_takes_to_see_it_again(whole, tmp_path):
@@ -244,6 +255,17 @@ def test_tfds_is_gone_through_once(model, tmp_path, monkeypatch):
     assert len(passes) == 3
 
 
+def test_a_broken_picture_of_tfds_is_named_and_not_counted(model, tmp_path, monkeypatch):
+    examples = stored(tmp_path / "tfds", "noise_with_a_hole", np.arange(8) % CLASSES)
+    rows = [(image, label) for image, label in examples.dataset().as_numpy_iterator()]
+    rows[4] = rows[4][0][:20], rows[4][1]
+    made = tf.data.Dataset.from_tensor_slices(tuple(list(each) for each in zip(*rows, strict=True)))
+    monkeypatch.setattr(TfdsExamples, "dataset", lambda _: made)
+    found = evaluate(model, examples)
+    assert found.images == 7
+    assert list(found.counts.broken) == [examples.name_of(4)]
+
+
 def test_labels_that_are_none_are_told(model, tmp_path):
     with pytest.raises(ValueError, match="Label -1 is out of range: there are 7 classes"):
         evaluate(model, stored(tmp_path, "noise_without_labels", [-1] * 4))
@@ -275,7 +297,8 @@ def test_a_keras_file_with_labels_beside_it(model, examples, whole, tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join("gfedcba"))
     found = evaluate(tmp_path / "small.keras", examples)
     assert found.about["labels"] == list("gfedcba")
-    assert found.counts.confusion == whole.counts.confusion  # as many classes as outputs: the order counts
+    expected = {(CLASSES - 1 - true, predicted): n for (true, predicted), n in whole.counts.confusion.items()}
+    assert found.counts.confusion == expected, "as many classes as outputs, and names go before the order all the same"
 
 
 def test_broken_images_are_named_and_not_counted(model, tmp_path):
@@ -303,6 +326,18 @@ def test_label_maps():
     assert output_of_label(names, imagenet_labels(1000)).tolist() == list(range(1000))
     assert output_of_label(["background", *names], imagenet_labels(1000))[:3].tolist() == [-1, 0, 1]
     assert output_of_label(["Egyptian cat", "tench"], imagenet_labels(1001)).tolist() == [286, 1]
+    assert output_of_label(imagenet_labels(1000), imagenet_labels(1001)).tolist() == list(range(1, 1001))
+    assert output_of_label(imagenet_labels(1001), imagenet_labels(1000)).tolist() == list(range(-1, 1000))
+    flowers = ["daisy", "dandelion", "rose", "tulip"]
+    assert output_of_label(["daisy", "rose", "tulip"], flowers).tolist() == [0, 2, 3], (
+        "a class that is missing moves none"
+    )
+    assert output_of_label(["cat", "dog"], ["dog", "cat"]).tolist() == [1, 0]
+    assert output_of_label(["cat", "dog"], ["background", "dog", "cat"]).tolist() == [2, 1]
+    assert output_of_label(["Katze", "Hund"], ["cat", "dog"]).tolist() == [0, 1]
+    for names in (["Tulpe", "Rose", "Nelke"], ["daisy", "rose", "lily"]):
+        with pytest.raises(ValueError, match="is none of the network's 4 labels"):
+            output_of_label(names, flowers)
     with pytest.raises(ValueError, match="'crane' of the data is several"):
         output_of_label(["crane", "tench"], imagenet_labels(1001))
     with pytest.raises(ValueError, match="'unicorn' of the data is none"):
@@ -333,10 +368,54 @@ def test_bad_engines_and_labels(model, examples, tmp_path):
 
 def test_logits_become_probabilities():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
-    found = as_probabilities(logits)
+    found = softmax(logits)
     assert found.sum() == pytest.approx(1)
     np.testing.assert_allclose(np.log(found) - np.log(found[0, 0]), logits - logits[0, 0], atol=1e-5)
-    np.testing.assert_array_equal(as_probabilities(found), found)
+
+
+@pytest.mark.parametrize("engine", ["keras", "litert"])
+def test_a_network_of_logits_says_the_same_as_its_softmax(model, engine):
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
+    bare = keras.Model(model.input, endpoints(model)["Logits"])
+    np.testing.assert_allclose(open_engine(bare, engine)(images), model(images), atol=1e-5)
+
+
+def test_an_int8_softmax_that_rounds_its_tail_away_stays_as_it_is(model, tmp_path):
+    """1001 classes, nearly all of them below half a step of 1/256: the sum is far from 1, and these are no logits."""
+    from mnv2_keras.export.litert import export_litert
+
+    options = {"input_shape": (16, 16, 1), "table": ((1, 8, 1, 1),), "stem_channels": 8, "last_channels": 16}
+    wide = build_mobilenetv2(classes=1001, **options)
+    for ours, theirs in zip(wide.layers, model.layers, strict=True):
+        if ours.name != "Logits-Conv2d_1c_1x1":
+            ours.set_weights(theirs.get_weights())
+    bias = np.zeros(1001, np.float32)
+    bias[7] = 6.0
+    wide.get_layer("Logits-Conv2d_1c_1x1").bias.assign(bias)
+    images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 1)).astype(np.float32)
+    export_litert(wide, tmp_path / "wide.tflite", "int8", calibration=images, compare=False)
+    found = open_engine(tmp_path / "wide.tflite")(images)
+    assert found.sum(1).min() < 0.9
+    np.testing.assert_array_equal(found * 256, np.rint(found * 256))
+    np.testing.assert_allclose(found, wide(images), atol=0.05)
+
+
+def test_a_file_that_takes_other_values_gets_them(model, tmp_path):
+    """As its metadata say: (pixel - mean) / std."""
+    from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input, model_metadata
+
+    inputs = keras.Input((16, 16, 1))
+    content = {}
+    for name, (mean, std) in {"ours": (127.5, 127.5), "other": (0.0, 255.0)}.items():
+        net = keras.Model(inputs, model(inputs * (std / 127.5) + (mean / 127.5 - 1)))
+        about = classifier_metadata().about["subgraph_metadata"][0]["output_tensor_metadata"]
+        export_litert(net, tmp_path / "net.tflite", compare=False, metadata=False)
+        content[name] = tmp_path / f"{name}.tflite"
+        metadata = model_metadata("net", "", [image_input(mean=mean, std=std)], about)
+        content[name].write_bytes(add_metadata((tmp_path / "net.tflite").read_bytes(), metadata))
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
+    np.testing.assert_allclose(open_engine(content["other"])(images), open_engine(content["ours"])(images), atol=1e-5)
 
 
 def test_the_picture(whole, tmp_path):

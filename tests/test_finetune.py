@@ -94,15 +94,31 @@ def test_a_model_that_takes_pixels_is_refused(striped):
             call()
 
 
-def test_broken_photos_have_no_weight_and_are_not_kept(tmp_path, own_cache):
+def test_broken_photos_have_no_weight_and_are_looked_at_again(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"no picture")
     examples = Examples(sorted(tmp_path.iterdir()), np.array([0, 0, 1, 1], np.int32), ("a", "b"))
     found = pooled_features(make(), examples)
     assert found.weights.tolist() == [1, 1, 0, 1]
-    assert not (own_cache / "features").exists()
     assert list(examples.broken) == [str(tmp_path / "2.png")]
+    examples.broken.clear()
+    assert pooled_features(make(), examples).cached
+    assert list(examples.broken) == [str(tmp_path / "2.png")], "named again, though the others come from the cache"
+    # A disk that was away: the same file, size and time, but now it can be read.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Examples, "fingerprint", lambda *_, **__: "the same")
+        assert pooled_features(make(), examples).weights.tolist() == [1, 1, 0, 1]
+        Image.new("RGB", (40, 40)).save(tmp_path / "2.png")
+        again = pooled_features(make(), examples)
+        assert (again.cached, again.weights.tolist()) == (False, [1, 1, 1, 1])
+
+
+def test_a_class_of_broken_photos_only_is_told(striped, stripes_folder):
+    for path in (stripes_folder / "down").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="None of the .* images of class 'down' can be read"):
+        linear_probe(make(), *read_splits(stripes_folder))
 
 
 def test_blocks_are_unfrozen_by_name():
@@ -144,17 +160,39 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
     from mnv2_keras.evaluation.classification import evaluate
 
     make(9).save(tmp_path / "weights.keras")
-    seen = []
+    seen, features = [], []
+    arguments = {
+        "first": "layer_3",
+        "recipe": FINETUNE.changed(epochs=2, batch=16),
+        "probe": LINEAR_PROBE.changed(epochs=40, learning_rate=0.03, batch=16),
+        "precision": "int8",
+    }
+
+    def stop(at):
+        seen.append(at)
+        if at.row:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", progress=stop, **arguments)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ValueError, match=r"blocks holds a run already: resume it"),
+    ):
+        patch.setattr(probing, "_Backbone", lambda *_: pytest.fail("too late"))
+        finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", **arguments)
+    before = len(seen)
     result = finetune(
         stripes_folder,
         tmp_path / "weights.keras",
         tmp_path / "run",
-        first="layer_3",
-        recipe=FINETUNE.changed(epochs=2, batch=16),
-        probe=LINEAR_PROBE.changed(epochs=40, learning_rate=0.03, batch=16),
-        precision="int8",
         progress=seen.append,
+        features=lambda *at: features.append(at),
+        resume=True,
+        **arguments,
     )
+    assert not features, "they were kept, broken photos and all"
+    assert {at.epoch for at in seen[before:]} == {2}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "blocks",
         "model.keras",
@@ -191,6 +229,8 @@ def test_an_unknown_block_is_told_at_once(stripes_folder, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="expected one of layer_1"):
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", first="block_3")
     build_mobilenetv2(classes=2, **(SMALL | {"input_shape": (None, None, 3)})).save(tmp_path / "any.keras")
+    with pytest.raises(ValueError, match="precision is 'int9': expected one of float32"):
+        finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", precision="int9")
     with pytest.raises(ValueError, match="give weights of a fixed one"):
         finetune(stripes_folder, tmp_path / "any.keras", tmp_path / "run")
 

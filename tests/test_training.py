@@ -23,6 +23,7 @@ from training_worker import examples, frozen_model, recipe
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.training import loop
 from mnv2_keras.training.distribution import cluster, expand_nodes
+from mnv2_keras.training.history import write_tensorboard
 from mnv2_keras.training.recipes import RECIPES, recipe_named
 from mnv2_keras.training.state import load_state, save_state
 
@@ -209,6 +210,27 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path):
     assert not (tmp_path / "state.npz").exists()
 
 
+@pytest.mark.parametrize(("rate", "cause"), [(1e30, "the weights are still numbers"), (math.nan, "no number is Conv/")])
+def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate, cause):
+    """The loss of a step is that of the weights before it: with one step an epoch, nothing but the weights tells."""
+    chosen = recipe(average=None, epochs=1, learning_rate=1e-3)
+    loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(chosen), "rate", lambda *_: rate)
+        if math.isnan(rate):  # the weights are looked at too
+            patch.setattr(loop, "judge", lambda *_: (0.5, 0.5))
+        with pytest.raises(loop.Diverged, match=rf"epoch 2, step 1, .*{cause}.*The epoch before is kept in "):
+            loop.train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
+        with pytest.raises(loop.Diverged, match=r"epoch 1, step 1, "):
+            loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"recipe.json", "labels.txt"}
+    for name, content in kept.items():
+        assert name == "recipe.json" or (tmp_path / name).read_bytes() == content, name
+    run = loop.train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
+    assert math.isfinite(run.history[1]["val_loss"])
+
+
 def test_a_full_disk_leaves_the_state_before(tmp_path):
     path = tmp_path / "state.npz"
     save_state(path, [np.arange(3)], {"rows": [1]})
@@ -225,6 +247,16 @@ def test_a_full_disk_leaves_the_state_before(tmp_path):
     assert about == {"rows": [1]}
     assert arrays[0].tolist() == [0, 1, 2]
     assert [each.name for each in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_scalars_for_tensorboard_are_whole_or_not_there(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"mnv2 cannot be written \(No space left on device\)"):
+        write_tensorboard(tmp_path, {"epoch": 1, "loss": 0.5})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
@@ -251,6 +283,33 @@ def test_class_weights_and_smoothing_are_in_the_loss():
     assert loss == pytest.approx(expected, rel=1e-5)
     assert total == 5
     assert right == ((probabilities.argmax(1) == labels) * weights).sum()
+
+
+@pytest.mark.parametrize("key", ["dark", 2, -1, 0.5])
+def test_class_weights_of_what_is_no_label_are_refused(tmp_path, key):
+    with pytest.raises(ValueError, match=rf"class_weights has the key {key!r}: expected labels, from 0 \(dark\) to 1"):
+        loop.train(examples(16, 0), examples(8, 1), recipe(), tmp_path, class_weights={0: 1.0, key: 9})
+    assert not list(tmp_path.iterdir())
+
+
+def test_class_weights_of_numpy(tmp_path):
+    weights = {np.int64(1): np.float32(2)}
+    loop.train(examples(8, 0), examples(8, 1), recipe(epochs=1), tmp_path, class_weights=weights)
+    assert load_state(tmp_path / "state.npz")[1]["identity"]["class_weights"] == {"1": 2.0}
+
+
+def test_a_class_of_broken_photos_only_stops_the_first_epoch(tmp_path):
+    data = examples(8, 0)
+    paths = []
+    for i, image in enumerate(data.images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[..., 0]).save(paths[-1])
+        if i % 2:
+            paths[-1].write_bytes(b"no picture")
+    broken = Examples(paths, data.labels, data.class_names)
+    with pytest.raises(ValueError, match="None of the 4 images of class 'bright' can be read"):
+        loop.train(broken, data, recipe(), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.npz").exists()
 
 
 def test_balanced_weights():
@@ -314,7 +373,8 @@ def test_who_takes_part():
     assert cluster({"TF_CONFIG": json.dumps(config)}) == config
     alone = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
     assert cluster({"TF_CONFIG": json.dumps(alone)}) is None
-    for wrong in ("{", "{}", json.dumps(config | {"task": {"type": "worker", "index": 2}})):
+    one = {"cluster": {"worker": "host:1"}, "task": {"type": "worker", "index": 0}}
+    for wrong in ("{", "{}", json.dumps(config | {"task": {"type": "worker", "index": 2}}), json.dumps(one)):
         with pytest.raises(ValueError, match="TF_CONFIG cannot be used"):
             cluster({"TF_CONFIG": wrong})
     slurm = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_NODELIST": "gpu[09-10]"}
@@ -387,6 +447,15 @@ def whole_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole_by_two")
     job = {"folder": str(folder / "run")}
     return weights_of_both(folder, two_workers(folder, job, job))
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path):
+    loop.train(examples(40, 0), examples(16, 1), recipe(epochs=1), tmp_path / "own")
+    jobs = [{"folder": str(tmp_path / name), "resume": True} for name in ("own", "other")]
+    for code, said in two_workers(tmp_path, *jobs):
+        assert code == 1
+        assert "ValueError: The workers have 1, 0 finished epochs: all of them have to see the same" in said
 
 
 @pytest.mark.slow

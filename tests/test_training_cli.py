@@ -92,9 +92,13 @@ def test_evaluate_in_shards(trained, tmp_path):
     assert json.loads(merged.stdout)["accuracy"] == about["accuracy"]
 
 
-def test_finetune(trained, tmp_path):
+def test_finetune(trained, tmp_path, monkeypatch):
     from typer import Typer
 
+    from mnv2_keras.training import finetune as stages
+
+    probes, probe = [], stages.linear_probe
+    monkeypatch.setattr(stages, "linear_probe", lambda *a, **b: probes.append(a[3]) or probe(*a, **b))
     _, folder, _ = trained
     app = Typer()
     app.command()(finetune)
@@ -106,11 +110,16 @@ def test_finetune(trained, tmp_path):
             "--weights",
             str(folder / "run" / "last.keras"),
             "--probe",
+            "--epochs",
+            "3",
+            "--learning-rate",
+            "0.1",
             "-o",
             str(tmp_path / "out"),
         ],
         catch_exceptions=False,
     )
+    assert [(chosen.epochs, chosen.learning_rate) for chosen in probes] == [(3, 0.1)]
     assert "the head alone had" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "model.keras",
@@ -119,6 +128,19 @@ def test_finetune(trained, tmp_path):
         "confusion.png",
         "report.json",
     }
+
+
+def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
+    _, folder, _ = trained
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "RECIPES", {"paper": recipe(epochs=1, network={"classes": 1001})})
+        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        arguments = ["--data", str(folder / "data"), "-o", str(tmp_path / "run"), "--size", "24", "--alpha", "0.5"]
+        run(train.app, arguments, catch_exceptions=False)
+    model = keras.models.load_model(tmp_path / "run" / "last.keras", compile=False)
+    assert (model.input_shape, model.output_shape) == ((None, 24, 24, 1), (None, 2))
+    network = json.loads((tmp_path / "run" / "recipe.json").read_text())["network"]
+    assert (network["classes"], network["input_shape"], network["alpha"]) == (2, [24, 24, 1], 0.5)
 
 
 def test_what_is_missing_is_told():
@@ -144,6 +166,13 @@ def test_a_stopped_run_says_how_to_go_on(capsys):
     with pytest.raises(KeyboardInterrupt), watched():
         raise KeyboardInterrupt
     assert "--resume goes on" in capsys.readouterr().err
+
+
+def test_features_are_shown_while_they_are_computed():
+    with watched() as progress:
+        progress.features(32, 1000)
+        (task,) = progress.bar.tasks
+        assert (task.completed, task.description, task.fields["about"]) == (32, "features", "32 of 1,000 photos")
 
 
 def test_many_broken_images_are_not_all_listed(capsys):

@@ -17,8 +17,8 @@ def finetune(
         str, typer.Option(help="First block to train after the head, as `mnv2 summary` names it.")
     ] = "layer_15",
     probe: Annotated[bool, typer.Option("--probe", help="Train the head only: seconds, on stored features.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of the blocks.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the blocks.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the blocks; with --probe, of the head.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the blocks; with --probe, of the head.")] = None,
     precision: Annotated[str, typer.Option(help="Of the .tflite: float32, float16, dynamic or int8.")] = "float32",
     resume: Resume = False,
 ) -> None:
@@ -28,22 +28,25 @@ def finetune(
 
     Example: mnv2 finetune --data flowers/ --weights mobilenet_v2_1.0_224 -o runs/flowers
     """
-    with working("computing the features, training the head"):
+    with working("importing TensorFlow"):
         from mnv2_keras.training import finetune as stages
-        from mnv2_keras.training.recipes import FINETUNE
+        from mnv2_keras.training.recipes import FINETUNE, LINEAR_PROBE
 
-        recipe = FINETUNE.changed(epochs=epochs, learning_rate=learning_rate)
+        stage = "probe" if probe else "recipe"
+        recipes = {"recipe": FINETUNE, "probe": LINEAR_PROBE}
+        recipes[stage] = recipes[stage].changed(epochs=epochs, learning_rate=learning_rate)
     with watched() as progress:
         result = stages.finetune(
             data,
             weights,
             output,
             first=None if probe else unfreeze,
-            recipe=recipe,
+            **recipes,
             precision=precision,
             resume=resume,
             data_name=data,
             progress=progress,
+            features=progress.features,
         )
     show_broken(result.broken)
     low, high = result.evaluation.interval

@@ -21,6 +21,10 @@ def train(
     data: Data = "",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")] = Path("runs/train"),
     recipe: Annotated[str, typer.Option(help="paper or digits.")] = "paper",
+    alpha: Annotated[float | None, typer.Option(help="Width of the network, in place of the recipe's.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of its input in pixels, in place of the recipe's.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Start from these in place of fresh ones.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
@@ -66,11 +70,20 @@ def train(
             seed=seed,
         )
         training, held_out = read_splits(data, chosen.held_out)
+        network, classes = dict(chosen.network), len(training.class_names)
+        # The recipe's 1001 are ImageNet's and a background.
+        if recipe == "paper" and classes not in (1000, 1001):
+            network["classes"] = classes
+        if alpha is not None:
+            network["alpha"] = alpha
+        if size is not None:
+            network["input_shape"] = (size, size, chosen.channels)
+        chosen = chosen.changed(network=network)
         model = None
         if weights:
             with strategy.scope():
-                model = loop.build(chosen, len(training.class_names), weights)
-    err.print(f"{len(training):,} images of {len(training.class_names)} classes, {len(held_out):,} held out")
+                model = loop.build(chosen, classes, weights)
+    err.print(f"{len(training):,} images of {classes} classes, {len(held_out):,} held out")
     with watched() as progress:
         run = loop.train(
             training,
@@ -99,27 +112,31 @@ class watched:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} images/s  {task.fields[left]} left"),
+            TextColumn("{task.fields[about]}"),
             console=err,
             transient=True,
         )
         self.bar.__enter__()
-        self.task = self.bar.add_task("", epoch="", loss=0.0, speed=0.0, left="")
-        return self.update
+        self.task = self.bar.add_task("", about="")
+        return self
 
-    def update(self, at) -> None:
+    def features(self, done: int, count: int) -> None:
+        """Show how many photos the backbone has seen."""
+        self.bar.update(
+            self.task, total=count, completed=done, description="features", about=f"{done:,} of {count:,} photos"
+        )
+
+    def __call__(self, at) -> None:
         """Show a step, or the end of an epoch."""
         left = f"{int(at.seconds_left) // 60}:{int(at.seconds_left) % 60:02d}"
         self.bar.update(
             self.task,
             total=at.steps,
             completed=at.step,
-            epoch=f"{at.epoch}/{at.epochs}",
-            loss=at.loss,
-            speed=at.images_per_second,
-            left=left,
+            description=f"epoch {at.epoch}/{at.epochs}",
+            about=f"loss {at.loss:.3f}  {at.images_per_second:.0f} images/s  {left} left",
         )
         if at.row:
             row = at.row

@@ -101,9 +101,10 @@ def distort_color(image, order, seed):
 
 
 def inception(image, size: tuple[int, int], seed):
-    """Crop, resize by one of four methods, flip, distort colours: how the published checkpoints were trained.
+    """Crop, resize by one of four methods, flip, distort colours.
 
-    Source: TF-Slim `inception_preprocessing.preprocess_for_train`, `fast_mode=False`.
+    Source: TF-Slim `inception_preprocessing.preprocess_for_train`, `fast_mode=False`: all it has. Its own default is
+    `fast_mode=True`, bilinear and two of the distortions; the paper does not say which of them it used.
     """
     seeds = split_seed(seed, 5)
     channels = image.shape[-1]

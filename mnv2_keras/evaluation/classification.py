@@ -118,7 +118,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """How many were judged; broken ones are not."""
+        """How many were judged; broken ones are not. A shard may have none: its figures are 0, and add nothing to the whole."""
         return int(self.counts.confidence[0].sum())
 
     def _right(self) -> int:
@@ -127,12 +127,12 @@ class Evaluation:
     @property
     def top1(self) -> float:
         """Part of the images whose best class is right."""
-        return self._right() / self.images
+        return self._right() / max(self.images, 1)
 
     @property
     def top5(self) -> float:
         """Part of the images whose class is among the best five."""
-        return sum(self.counts.top5.values()) / self.images
+        return sum(self.counts.top5.values()) / max(self.images, 1)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -143,12 +143,12 @@ class Evaluation:
     def calibration_error(self) -> float:
         """Expected calibration error, over 15 bins: mean difference of confidence and accuracy."""
         _, confidence, right = self.counts.confidence
-        return float(np.abs(confidence - right).sum() / self.images)
+        return float(np.abs(confidence - right).sum() / max(self.images, 1))
 
     @property
     def cross_entropy(self) -> float:
         """Mean negative log of the right class' probability."""
-        return self.counts.entropy / self.images
+        return self.counts.entropy / max(self.images, 1)
 
     def per_class(self) -> dict[str, dict]:
         """`{name: {"images": n, "top1": part}}` of the classes that occur."""
@@ -189,7 +189,9 @@ class Evaluation:
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927)."""
+    """The 95 % interval of a proportion (Wilson, 1927); of no images, everything."""
+    if not images:
+        return 0.0, 1.0
     z = 1.959963984540054
     part, spread = right / images, z * z / images
     centre = (part + spread / 2) / (1 + spread)
@@ -216,7 +218,8 @@ def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
     """The shards of one evaluation, put together.
 
     Raises:
-        ValueError: they are of different models, data or machines' software; one is there twice, or one is missing.
+        ValueError: they are of different models, data or machines' software; one is there twice, or one is missing; no image
+            could be read.
     """
     parts = [load_evaluation(path) for path in paths]
     if not parts:
@@ -235,6 +238,7 @@ def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
             f"Shards {', '.join(map(str, missing)) or sorted(of)} of {max(of)} are missing or of another division."
         )
     first.shards = [(1, 1)]
+    _check_judged(first)
     return first
 
 
@@ -256,8 +260,9 @@ _ABOUT = (
 def output_of_label(class_names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Which output of the network each class of a data set means.
 
-    The same number of classes: the same order. One output more: the background stands first. Otherwise by name: a class is the
-    one label that equals it, or has it among its synonyms ("tench" of "tench, Tinca tinca").
+    By name: a class is the one label that equals it, or has it among its synonyms ("tench" of "tench, Tinca tinca"); of several,
+    as ImageNet's two cranes, the one at its own place. Where no class has a label's name (numbers, synset ids), by order: as many
+    labels as classes, or one more, the background, which stands first.
 
     Args:
         class_names: of the data.
@@ -269,24 +274,32 @@ def output_of_label(class_names: Sequence[str], labels: Sequence[str]) -> np.nda
     Raises:
         ValueError: a class is none of the network's, or could be several.
     """
-    if len(labels) in (len(class_names), len(class_names) + 1):
-        return np.arange(len(class_names), dtype=np.int32) + (len(labels) - len(class_names))
-    if (len(class_names), len(labels)) == (1001, 1000):
-        return np.concatenate([[-1], np.arange(1000)]).astype(np.int32)
     meanings: dict[str, set[int]] = {}
     for i, label in enumerate(labels):
         for name in (label, *label.split(",")):
-            meanings.setdefault(name.strip().lower().replace("_", " "), set()).add(i)
-    outputs = []
-    for name in class_names:
-        found = meanings.get(name.strip().lower().replace("_", " "), set())
-        if len(found) != 1:
+            meanings.setdefault(_plain(name), set()).add(i)
+    headless = (len(class_names), len(labels)) == (1001, 1000)  # a network without the background that the data count
+    if headless:
+        meanings["background"] = {-1}
+    found = [meanings.get(_plain(name), set()) for name in class_names]
+    offset = len(labels) - len(class_names)
+    in_order = headless or offset == 0 or (offset == 1 and _plain(labels[0]) == "background")
+    if in_order and not any(each - {-1} for each in found):
+        return np.maximum(np.arange(len(class_names), dtype=np.int32) + offset, -1)
+    for i, name in enumerate(class_names):
+        if in_order and i + offset in found[i]:
+            found[i] = {i + offset}
+        if len(found[i]) != 1:
             raise ValueError(
-                f"Class {name!r} of the data is {'several' if found else 'none'} of the network's {len(labels)} labels: name the "
-                "folders after its labels, or train a head for these classes."
+                f"Class {name!r} of the data is {'several' if found[i] else 'none'} of the network's {len(labels)} labels: name "
+                "the folders after its labels, or train a head for these classes."
             )
-        outputs += found
-    return np.array(outputs, np.int32)
+    return np.array([min(each) for each in found], np.int32)
+
+
+def _plain(name: str) -> str:
+    """A class's name without what differs between lists of the same classes."""
+    return name.strip().lower().replace("_", " ")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -354,7 +367,7 @@ def evaluate(
 
     Raises:
         ValueError: the network's outputs do not fit the data's classes, or it takes pixels from 0 to 255; the data has no labels;
-            no image could be read.
+            no image could be read (a shard may be without).
     """
     from mnv2_keras.evaluation.engines import open_engine
 
@@ -398,11 +411,16 @@ def evaluate(
         if progress:
             progress(len(total.indices), len(mine))
     evaluation = Evaluation(about, [shard], total)
+    if count == 1:  # a shard without images has to be there to be merged
+        _check_judged(evaluation)
+    return evaluation
+
+
+def _check_judged(evaluation: Evaluation) -> None:
     if not evaluation.images:
         raise ValueError(
             "None of the images can be judged: they cannot be read, or their class is none of the network's."
         )
-    return evaluation
 
 
 def _load_part(path: Path, about: dict) -> Counts | None:
@@ -443,7 +461,7 @@ def _count(runner, batches: Iterator, indices: range, outputs: np.ndarray, examp
             counts.add(runner(images.numpy()[usable]), wanted[usable])
     broken = dict(examples.broken)  # a copy: the next part's photos are being read already
     if broken:  # of other parts too, and of what a training has met
-        own = {str(examples.images[i]) for i in indices}
+        own = set(map(examples.name_of, indices))
         counts.broken = {path: why for path, why in broken.items() if path in own}
     return counts
 

@@ -39,10 +39,13 @@ class KerasRunner:
         self.size, self.classes = (height, width), model.output_shape[-1]
         self.name, self.labels = name, labels_beside(path, self.classes)
         self._run = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        blank = np.zeros((1, *self.size, self.channels), np.float32)
+        self._logits = not adds_up(self._run(blank).numpy()[0])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""
-        return as_probabilities(self._run(images).numpy())
+        values = self._run(images).numpy()
+        return softmax(values) if self._logits else values
 
 
 class LitertRunner:
@@ -51,6 +54,8 @@ class LitertRunner:
     engine = "litert"
 
     def __init__(self, content: bytes, name: str, path: Path | None):
+        from mnv2_keras.convert.sources.tflite import TfliteFile
+        from mnv2_keras.export.metadata import read_metadata
         from mnv2_keras.inference.engines import LitertEngine
 
         self._engine = LitertEngine(content, threads=1)
@@ -61,21 +66,37 @@ class LitertRunner:
         if probe.ndim != 1:
             raise ValueError(f"{name} gives {probe.shape} for an image: expected a classifier, (classes,).")
         self.classes = len(probe)
+        file = TfliteFile(content)
+        # In steps of 1/256 the many small probabilities of an int8 softmax are 0: they need not add up to 1.
+        self._logits = not (ends_in_softmax(file) or adds_up(probe))
+        floats = file.dtype(int(file.graph.inputs[0])).kind == "f"
+        said = read_metadata(content).normalization if floats else None
+        self._normalization = None if said == (127.5, 127.5) else said
         self.name, self.labels = name, labels_within(content) or labels_beside(path, self.classes)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""
-        return as_probabilities(
-            np.stack(list(self._threads.map(lambda image: self._engine.run(image, alone=False), images)))
-        )
+        if self._normalization:  # of pixels from 0 to 255
+            mean, std = self._normalization
+            images = ((images * 127.5 + 127.5 - mean) / std).astype(np.float32)
+        values = np.stack(list(self._threads.map(lambda image: self._engine.run(image, alone=False), images)))
+        return softmax(values) if self._logits else values
 
 
-def as_probabilities(values: np.ndarray) -> np.ndarray:
-    """Logits to probabilities; what is none negative and adds up to about 1 stays (int8 sums are off by a step per class)."""
-    values = values.astype(np.float32)
-    if values.min() >= 0 and np.allclose(values.sum(1), 1, atol=0.1):
-        return values
-    powers = np.exp(values - values.max(1, keepdims=True))
+def adds_up(values: np.ndarray) -> bool:
+    """Whether what a network gives for one image are probabilities: none negative, and together 1."""
+    return values.min() >= 0 and abs(float(values.sum()) - 1) < 0.01
+
+
+def ends_in_softmax(file) -> bool:
+    """Whether a `TfliteFile` gives probabilities, whatever it keeps them in."""
+    kinds = reversed(file.kinds)
+    return next((kind for kind in kinds if kind not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")), None) == "SOFTMAX"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (B, classes) to probabilities."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
 
 

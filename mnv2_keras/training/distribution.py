@@ -26,8 +26,9 @@ def cluster(environment: Mapping[str, str]) -> dict | None:
         try:
             config = json.loads(text)
             workers, task = config["cluster"]["worker"], config["task"]
-            if task["type"] != "worker" or not 0 <= int(task["index"]) < len(workers):
-                raise ValueError(f"task {task}, {len(workers)} workers")
+            listed = isinstance(workers, list)  # a string has a length too
+            if not listed or task["type"] != "worker" or not 0 <= int(task["index"]) < len(workers):
+                raise ValueError(f"task {task}, workers {workers}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"TF_CONFIG cannot be used ({error!r}): expected "

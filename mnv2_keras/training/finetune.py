@@ -17,7 +17,7 @@ from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import Evaluation, evaluate
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
-from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.litert import PRECISIONS, export_litert
 from mnv2_keras.heads.classification import classification
 from mnv2_keras.models.conversion import open_model
 from mnv2_keras.taps import blocks, endpoints, freeze
@@ -99,6 +99,7 @@ def finetune(
     resume: bool = False,
     data_name: str = "",
     progress: Callable[[loop.Progress], None] | None = None,
+    features: Callable[[int, int], None] | None = None,
 ) -> Finetuned:
     """Train a classifier for the classes of a folder, from published weights: the head first, then the last blocks.
 
@@ -115,6 +116,7 @@ def finetune(
         resume: go on where a stopped run was.
         data_name: what the report calls the data.
         progress: of the second stage, as in `loop.train`.
+        features: called with photos done and photos in all, while the first stage computes what the backbone sees in them.
 
     Returns:
         The model and its evaluation.
@@ -123,6 +125,11 @@ def finetune(
         FileNotFoundError, ValueError: data or weights that cannot be used; the message says why.
     """
     folder = Path(folder).expanduser()
+    # What cannot be done is told before the long work.
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}.")
+    if first:
+        loop.check_folder(folder / "blocks", resume)
     training, held_out = read_splits(data, recipe.held_out, recipe.seed)
     keras.utils.set_random_seed(recipe.seed)
     model = with_new_head(open_model(weights)[0], len(training.class_names), weight_decay=4e-5)
@@ -131,8 +138,8 @@ def finetune(
             f"{weights} takes images of any size: give weights of a fixed one, such as mobilenet_v2_1.0_224."
         )
     if first:
-        unfreeze(model, first)  # an unknown block is told before the long work
-    probed = linear_probe(model, training, held_out, probe)
+        unfreeze(model, first)
+    probed = linear_probe(model, training, held_out, probe, progress=features)
     if first:
         network = {
             "input_shape": model.input_shape[1:],

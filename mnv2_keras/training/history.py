@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tempfile
 import time
 from pathlib import Path
 
@@ -48,14 +49,15 @@ def save_figure(figure, path: Path) -> None:
 
 
 def write_tensorboard(folder: Path, row: dict) -> None:
-    """One row as scalars for TensorBoard, which need not be installed; each epoch in an event file of its own."""
-    path = folder / f"events.out.tfevents.{row['epoch']:010d}.mnv2"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One row as scalars for TensorBoard, which need not be installed; each epoch in an event file of its own, whole."""
     event, step, moment = tf.compat.v1.Event, row["epoch"], time.time()
     values = [
         tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"
     ]
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(event(wall_time=moment, file_version="brain.Event:2").SerializeToString())
-        scalars = event(wall_time=moment, step=step, summary=tf.compat.v1.Summary(value=values))
-        writer.write(scalars.SerializeToString())
+    with tempfile.TemporaryDirectory() as place:  # TensorFlow writes records to files only
+        draft = Path(place) / "events"
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            writer.write(event(wall_time=moment, file_version="brain.Event:2").SerializeToString())
+            scalars = event(wall_time=moment, step=step, summary=tf.compat.v1.Summary(value=values))
+            writer.write(scalars.SerializeToString())
+        write_bytes(folder / f"events.out.tfevents.{step:010d}.mnv2", draft.read_bytes())

@@ -15,7 +15,7 @@ import tensorflow as tf
 from mnv2_keras.cache import cache_access, cache_folder
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
-from mnv2_keras.data.classification import check_labels
+from mnv2_keras.data.classification import Examples, check_labels, check_readable
 from mnv2_keras.taps import check_input, endpoints
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
 
@@ -81,10 +81,10 @@ class _Backbone:
 
     def features(self, examples, central_fraction: float = 0.875, progress=None) -> Features:
         """As `pooled_features`."""
-        about = [examples.fingerprint(), self.digest, self.size, self.channels, central_fraction]
+        about = [examples.fingerprint(times=True), self.digest, self.size, self.channels, central_fraction]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         path = cache_folder() / "features" / f"{key[:40]}.npz"
-        if kept := _load(path, len(examples)):
+        if (kept := _load(path, len(examples))) and _still_broken(examples, kept.weights):
             return kept
         values, labels, weights = [], [], []
         batches = evaluation_batches(
@@ -101,9 +101,15 @@ class _Backbone:
             if progress:
                 progress(sum(map(len, labels)), len(examples))
         found = Features(np.concatenate(values), np.concatenate(labels), np.concatenate(weights), cached=False)
-        if not examples.broken:  # a file that is mended keeps its name, and perhaps its size and time
+        # The broken pictures of a stream could not be looked at again.
+        if found.weights.all() or isinstance(examples, Examples):
             _keep(path, found)
         return found
+
+
+def _still_broken(examples, weights: np.ndarray) -> bool:
+    """Whether what could not be read then cannot be now (a disk may have been away); `read` names it again."""
+    return all(examples.read(i) is None for i in np.flatnonzero(weights == 0))
 
 
 def _load(path: Path, count: int) -> Features | None:
@@ -165,7 +171,8 @@ def linear_probe(
         The head, which the model has now too.
 
     Raises:
-        ValueError: the model has another number of classes, or takes pixels from 0 to 255; the data has no labels.
+        ValueError: the model has another number of classes, or takes pixels from 0 to 255; the data has no labels, or a class of
+            broken images only.
     """
     layer = model.get_layer("Logits-Conv2d_1c_1x1")
     classes = layer.filters
@@ -176,7 +183,8 @@ def linear_probe(
     start = time.perf_counter()
     backbone = _Backbone(model)
     features = backbone.features(training, progress=progress)
-    judged = backbone.features(held_out)
+    judged = backbone.features(held_out, progress=progress)
+    check_readable(training)
     middle = time.perf_counter()
     offset = classes - len(training.class_names)
     x, y = tf.constant(features.values), tf.constant(features.labels + offset)

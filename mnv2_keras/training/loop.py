@@ -15,7 +15,7 @@ import tensorflow as tf
 from mnv2_keras.atomic import write_text
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
 from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
-from mnv2_keras.data.classification import check_labels
+from mnv2_keras.data.classification import check_labels, check_readable
 from mnv2_keras.models.classifier import build_mobilenetv2
 from mnv2_keras.taps import check_input, endpoints
 from mnv2_keras.training.averages import MovingAverages
@@ -73,7 +73,8 @@ def build(recipe: Recipe, classes: int, weights=None) -> keras.Model:
     if arguments["classes"] not in (classes, classes + 1):
         raise ValueError(
             f"The recipe's network has {arguments['classes']} classes, the data {classes}: choose data of "
-            f"{arguments['classes']} classes, or another recipe."
+            f"{arguments['classes']} classes, or another recipe, such as recipe.changed(network=recipe.network | "
+            f"{{'classes': {classes}}})."
         )
     keras.utils.set_random_seed(recipe.seed)
     policy = keras.config.dtype_policy()
@@ -230,18 +231,19 @@ def train(
 
     Raises:
         ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
-            batch; the data has no labels; the folder holds another run.
-        Diverged: the loss is NaN or infinite; the message says where.
+            batch; the data has no labels, or a class of broken images only; class weights of what is no label; the folder holds
+            another run.
+        Diverged: the loss or a weight is NaN or infinite; the message says where. The epochs before are kept.
         WorkerLost: another worker of this run does not answer.
         OSError: no room; what was saved before is still there.
     """
     folder = Path(folder).expanduser()
     strategy = strategy or tf.distribute.get_strategy()
     worker, workers = _place(strategy)
+    class_weights = _checked_weights(class_weights or {}, training.class_names)
     identity = _identity(recipe, training, held_out, class_weights)
     state = folder / "state.npz"
-    if state.exists() and not resume:
-        raise ValueError(f"{folder} holds a run already: resume it (--resume), or choose another folder.")
+    check_folder(folder, resume)
     if model is None:
         with strategy.scope():
             model = build(recipe, len(training.class_names))
@@ -260,6 +262,8 @@ def train(
         if rows:  # a kill right after the state was saved left them an epoch behind
             _write_history(folder, rows)
 
+    if workers > 1:
+        _check_start(strategy, len(rows), folder)
     steps = steps_per_epoch(len(training), batch)
     batches = iter(
         training_batches(
@@ -303,8 +307,13 @@ def train(
                 left = ((recipe.epochs - epoch) * steps - i - 1) * batch / speed
                 progress(Progress(epoch + 1, recipe.epochs, i + 1, steps, float(result[0]), speed, left, None))
         seconds = time.monotonic() - start
+        check_readable(training)
+        arrays = [np.asarray(each) for each in step.variables]
         with step.applied():
             val_loss, val_accuracy = judge(network, judged, offset)
+            # The loss was that of the weights before the last step: nothing is saved that cannot be gone on from.
+            if not math.isfinite(val_loss) or not all(np.isfinite(array).all() for array in arrays):
+                raise Diverged(_where(step, images, epoch, i, rate, folder if rows else None))
             rows.append(
                 {
                     "epoch": epoch + 1,
@@ -323,7 +332,7 @@ def train(
                     save_model(model, folder / "best.keras")
         best = max(best, val_accuracy)
         if worker == 0:
-            save_state(state, [np.asarray(each) for each in step.variables], {"identity": identity, "rows": rows})
+            save_state(state, arrays, {"identity": identity, "rows": rows})
             _write_history(folder, rows)
         if progress:
             progress(Progress(epoch + 1, recipe.epochs, steps, steps, rows[-1]["loss"], speed, left, rows[-1]))
@@ -331,6 +340,16 @@ def train(
         for variable, average in zip(step.averages.variables, step.averages.averages, strict=True):
             variable.assign(average.numpy())
     return Run(model, rows, {**training.broken, **held_out.broken})
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Whether a run may begin in this folder.
+
+    Raises:
+        ValueError: it holds one already, which is not to be resumed.
+    """
+    if (folder / "state.npz").exists() and not resume:
+        raise ValueError(f"{folder} holds a run already: resume it (--resume), or choose another folder.")
 
 
 def _write_history(folder: Path, rows: list[dict]) -> None:
@@ -346,30 +365,50 @@ def _place(strategy) -> tuple[int, int]:
     return (resolver.task_id or 0, _workers(strategy)) if resolver and _workers(strategy) > 1 else (0, 1)
 
 
+def _check_start(strategy, epochs: int, folder: Path) -> None:
+    """All workers begin with the same epoch: gradients of different weights would be added up without a word."""
+    own = tf.function(lambda: tf.constant([epochs]))
+    starts = strategy.gather(strategy.run(own), axis=0).numpy()
+    if len(set(starts.tolist())) > 1:
+        raise ValueError(
+            f"The workers have {', '.join(map(str, starts))} finished epochs: all of them have to see the same {folder}. Choose a "
+            "folder that they share."
+        )
+
+
 def _identity(recipe: Recipe, training, held_out, class_weights) -> dict:
     """What must be the same for a run to go on; a longer one may have more epochs."""
     about = {name: value for name, value in recipe.as_dict().items() if name != "epochs"}
     if recipe.schedule == "cosine":
         about["epochs"] = recipe.epochs
     about |= {
-        "class_weights": {str(label): weight for label, weight in sorted((class_weights or {}).items())},
+        "class_weights": {str(label): weight for label, weight in sorted(class_weights.items())},
         "training": training.fingerprint(),
         "held_out": held_out.fingerprint(),
     }
     return json.loads(json.dumps(about))
 
 
+def _checked_weights(class_weights: Mapping, class_names) -> dict[int, float]:
+    if wrong := [label for label in class_weights if label not in range(len(class_names))]:
+        raise ValueError(
+            f"class_weights has the key {wrong[0]!r}: expected labels, from 0 ({class_names[0]}) to {len(class_names) - 1} "
+            f"({class_names[-1]})."
+        )
+    return {int(label): float(weight) for label, weight in class_weights.items()}
+
+
 def _where(step: Step, images, epoch: int, i: int, rate: float, saved: Path | None) -> str:
     """In words, where the numbers stopped being numbers."""
-    weight = next((v.path for v in step.trained if not np.isfinite(v.numpy()).all()), None)
+    weight = next((v.path for v in step.model.variables if not np.isfinite(v.numpy()).all()), None)
     if not np.isfinite(images.numpy()).all():
         cause = "the images hold NaN"
     else:
         cause = f"the first weight that is no number is {weight}" if weight else "the weights are still numbers"
     kept = f" The epoch before is kept in {saved}." if saved else ""
     return (
-        f"The loss is NaN or infinite at epoch {epoch + 1}, step {i + 1}, learning rate {rate:.3g}; {cause}. Lower the learning "
-        f"rate (--learning-rate) or check the data.{kept}"
+        f"The loss, or a weight, is NaN or infinite at epoch {epoch + 1}, step {i + 1}, learning rate {rate:.3g}; {cause}. "
+        f"Lower the learning rate (--learning-rate) or check the data.{kept}"
     )
 
 
