@@ -14,7 +14,7 @@ image cannot take less than that allows.
 
 import argparse
 import csv
-import importlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -43,7 +43,7 @@ class Contenders:
     Args:
         weights: an archive or checkpoint of alpha 1.0 and 224 px.
         folder: for files on the way.
-        threads: of all of them; None for all cores.
+        threads: of ours in LiteRT, LiteRT by hand, PyTorch and ONNX Runtime. TensorFlow and OpenVINO choose for themselves.
     """
 
     def __init__(self, weights: str, folder: Path, threads: int):
@@ -426,10 +426,8 @@ def main() -> None:
     if arguments.plot:
         draw(rows, arguments.plot)
     if arguments.output:
-        packages = [
-            name for name in ("numpy", "tensorflow", "keras", "torch", "onnxruntime", "openvino") if name in sys.modules
-        ]
-        versions = {name: importlib.import_module(name).__version__ for name in packages}
+        packages = ("numpy", "ai_edge_litert", "tensorflow", "keras", "torch", "onnxruntime", "openvino")
+        versions = {name: importlib.metadata.version(name) for name in packages if name in sys.modules}
         with arguments.output.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("contender", "median_ms", "quarter_ms", "three_quarters_ms", "ratio_to_classifier"))

@@ -1,7 +1,6 @@
 """Files that are whole or not there: written under a temporary name, synced, renamed."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +18,15 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
     try:
-        Path(draft).chmod(0o644)
-        with os.fdopen(descriptor, "wb") as file:
+        with draft.open("xb") as file:  # with the rights that the user's umask gives any new file
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(draft).replace(path)
+        draft.replace(path)
     finally:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:

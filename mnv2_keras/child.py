@@ -5,11 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-
-#: Seconds between two looks at whether the parent is still there.
-_LOOK = 0.5
 
 
 def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
@@ -24,8 +20,15 @@ def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
     }
     package = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", module, str(folder), str(os.getpid())]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", module, str(folder)]
+    # The child's standard input ends when this process does, however it ends. (A parent's id would not tell: in a Windows venv
+    # the child's parent is a launcher.)
+    reading, writing = os.pipe()
+    try:
+        return subprocess.run(command, env=environment, stdin=reading, capture_output=True, text=True, check=False)
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def follow_parent(arguments: list[str]) -> Path:
@@ -34,11 +37,14 @@ def follow_parent(arguments: list[str]) -> Path:
     Args:
         arguments: of the command line, as `run_child` gives them.
     """
-    folder, parent = Path(arguments[0]), int(arguments[1])
+    folder = Path(arguments[0])
+    held, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # on Windows whoever else looks at standard input would wait for the read below
+    os.close(nothing)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK)
+        while os.read(held, 1):
+            pass
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 

@@ -50,7 +50,7 @@ def read_image(source: ImageSource) -> np.ndarray:
         return _decode(source, "the PIL image")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"an image of {len(source)} bytes")
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         raise ImageError(f"{path} is a folder, not an image: find_images lists the images inside.")
     try:
@@ -59,6 +59,22 @@ def read_image(source: ImageSource) -> np.ndarray:
         raise FileNotFoundError(f"There is no image {path}: check the path.") from None
     with file:
         return _decode(file, str(path))
+
+
+def grey_photo(image) -> np.ndarray:
+    """A photo's brightness, as Pillow weighs the colours (ITU-R 601); an array in grey as it is.
+
+    Args:
+        image: as `read_image` takes it, or an array.
+
+    Raises:
+        FileNotFoundError, ImageError: as in `read_image`.
+    """
+    if isinstance(image, ImageSource):
+        image = read_image(image)
+    image = np.asarray(image)
+    colour = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    return np.asarray(Image.fromarray(image).convert("L")) if colour else image
 
 
 def _decode(source: BinaryIO | Image.Image, name: str) -> np.ndarray:
@@ -145,7 +161,7 @@ def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    return [file for path in paths for file in _files(Path(path))]
+    return [file for path in paths for file in _files(Path(path).expanduser())]
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,24 +111,115 @@ def test_a_model_that_takes_pixels_is_refused(engine):
         Classifier(model, engine)
 
 
-def test_a_file_is_fed_what_its_metadata_says(tmp_path, testdata):
-    """One that scales the pixels itself, and one that does not: the same answer."""
-    from mnv2_keras.export.litert import export_litert
-    from mnv2_keras.models.classifier import build_mobilenetv2
+@pytest.fixture(scope="module")
+def fed() -> dict[tuple[str, str], bytes]:
+    """By input type and by what the network takes ([-1, 1], or pixels which it scales itself): the same network.
 
-    plain = build_mobilenetv2(0.35, (32, 32, 3), classes=3)
-    pixels = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
-    pixels.set_weights(plain.get_weights())
-    paths = tmp_path / "plain.tflite", tmp_path / "pixels.tflite"
-    for model, path in zip((plain, pixels), paths, strict=True):
-        export_litert(model, path, compare=False)
-    for engine, near in (("litert", 1e-5), ("openvino", 0.02)):
-        found = []
-        for path in paths:
-            with Classifier(path, engine) as classifier:
-                found.append(classifier.predict(testdata / "images" / "cat.bmp")[0])
-        assert [each.index for each in found[0]] == [each.index for each in found[1]]
-        assert [each.score for each in found[0]] == pytest.approx([each.score for each in found[1]], abs=near)
+    One whose answer hangs on the brightness; a MobileNetV2 that was not trained sees little of it.
+    """
+    import keras
+
+    from mnv2_keras.export.conversion import convert_litert
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input
+    from mnv2_keras.export.quantization import quantize_int8
+    from mnv2_keras.export.statistics import collect
+
+    keras.utils.set_random_seed(1)
+    image = keras.Input((32, 32, 3))
+    tail = keras.Sequential([keras.layers.Conv2D(8, 3, 2, activation="relu6"), keras.layers.GlobalAveragePooling2D()])
+    tail.add(keras.layers.Dense(3, "softmax", kernel_initializer=keras.initializers.RandomNormal(stddev=2)))
+    plain = keras.Model(image, tail(image))
+    pixels = keras.Model(image, tail(keras.layers.Rescaling(1 / 127.5, -1, name="preprocessing")(image)))
+    found = {}
+    images = np.random.default_rng(0).uniform(-1, 1, (27, 1, 32, 32, 3)).astype(np.float32)
+    images += np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), -1).reshape(27, 1, 1, 1, 3)  # every corner of the colours
+    images = np.clip(images, -1, 1)
+    for takes, model, mean, std in (("unit", plain, 127.5, 127.5), ("pixels", pixels, 0.0, 1.0)):
+        content = convert_litert(model)
+        low, high = -mean / std, (255 - mean) / std
+        ranges = collect(content, list(images * (high - low) / 2 + (high + low) / 2)).ranges()
+        ranges |= {int(t): (low, high) for t in TfliteFile(content).graph.inputs}
+        about = classifier_metadata(image=image_input(mean=mean, std=std))
+        found["float32", takes] = add_metadata(content, about)
+        for kind in ("uint8", "int8"):
+            quantized = quantize_int8(content, ranges, None, kind, "float32")
+            found[kind, takes] = add_metadata(quantized, about)
+            found[f"{kind} that says nothing", takes] = quantized
+    return found
+
+
+def scores(content: bytes, image, folder, engine="litert") -> np.ndarray:
+    """Of each class, in their order."""
+    path = folder / "one.tflite"
+    path.write_bytes(content)
+    with Classifier(path, engine) as classifier:
+        return np.array([each.score for each in sorted(classifier.predict(image)[0])])
+
+
+@pytest.mark.parametrize("engine", ["litert", "openvino"])
+def test_a_file_is_fed_what_it_takes(fed, testdata, tmp_path, engine):
+    """In float and in int8, with and without metadata, whoever scales the pixels: the same answer, and not that for black."""
+    photo = testdata / "images" / "hot_dog.jpg"
+    wanted = scores(fed["float32", "unit"], photo, tmp_path)
+    black = scores(fed["float32", "unit"], np.zeros((32, 32, 3), np.uint8), tmp_path)
+    assert np.abs(wanted - black).max() > 0.15
+    for (kind, _), content in fed.items():
+        near = 0.02 if "int8" in kind else 1e-5 if engine == "litert" else 0.03
+        np.testing.assert_allclose(scores(content, photo, tmp_path, engine), wanted, atol=near)
+
+
+def test_uint8_files_are_fed_as_mediapipe_feeds_them(fed, tmp_path):
+    """A photo of one colour, which every crop and resize leaves alone: the same numbers go in, the same come out."""
+    mediapipe = pytest.importorskip("mediapipe")
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    for takes in ("unit", "pixels"):
+        (tmp_path / "m.tflite").write_bytes(fed["uint8", takes])
+        options = vision.ImageClassifierOptions(BaseOptions(model_asset_path=str(tmp_path / "m.tflite")))
+        with vision.ImageClassifier.create_from_options(options) as theirs:
+            for level in (0, 1, 77, 128, 254, 255):
+                colour = np.full((32, 32, 3), (level, 255 - level, level), np.uint8)
+                found = theirs.classify(mediapipe.Image(mediapipe.ImageFormat.SRGB, colour))
+                known = {each.index: each.score for each in found.classifications[0].categories}
+                ours = scores(fed["uint8", takes], colour, tmp_path)
+                np.testing.assert_allclose(ours, [known[i] for i in range(3)], atol=1e-6)
+
+
+def test_each_channel_has_its_own_normalisation(fed, testdata, tmp_path):
+    from mnv2_keras.export.metadata import add_metadata, model_metadata
+
+    def saying(**numbers):
+        image = {"name": "image", "process_units": [{"options": ("NormalizationOptions", numbers)}]}
+        return add_metadata(fed["float32", "unit"], model_metadata("n", "d", [image], []))
+
+    photo, means, stds = testdata / "images" / "cat.bmp", (100.0, 127.5, 150.0), (50.0, 127.5, 60.0)
+    pixels = (preprocess_image(photo, (32, 32)) + 1) * 127.5
+    prepared = ((pixels - means) / stds).astype(np.float32)
+    content = saying(mean=means, std=stds)
+    np.testing.assert_allclose(scores(content, photo, tmp_path), scores(content, prepared, tmp_path), atol=1e-5)
+    for numbers, said in (
+        ({"mean": (0.0, 1.0), "std": (1.0,)}, "2 means in its metadata for 3 channels"),
+        ({"std": (1.0,)}, r"mean \[\] and std \[1.0\]"),
+        ({"mean": (0.0,), "std": (0.0,)}, "std above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            scores(saying(**numbers), photo, tmp_path)
+
+
+def test_integers_that_mean_nothing_are_refused(fed, tmp_path):
+    from mnv2_keras.inference.engines import End
+
+    with pytest.raises(ValueError, match="takes int32 without a scale"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(End, "is_plain_integer", True)
+        patch.setattr(End, "dtype", "int32", raising=False)
+        patch.setattr(End, "__init__", lambda self, details: self.__dict__.update(index=details["index"]))
+        scores(fed["float32", "unit"], np.zeros((32, 32, 3), np.uint8), tmp_path)
+    plain = {"index": 0, "quantization": (0.0, 0)}
+    assert End(plain | {"dtype": np.int32}).is_plain_integer
+    assert not End(plain | {"dtype": np.float32}).is_plain_integer
+    end = End(plain | {"dtype": np.uint8})  # no scale: the pixels themselves
+    assert end.levels == (0, 1)
+    assert end.stored(np.array([0.2, 254.6, 300], np.float32)).tolist() == [0, 255, 255]
 
 
 def test_openvino_agrees(real_file, testdata):
@@ -155,6 +247,15 @@ def test_openvino_reads_int8_files_too():
     one.close(), other.close()
 
 
+def test_openvino_keeps_to_its_threads(tiny_file):
+    from mnv2_keras.inference.engines import OpenvinoEngine
+
+    engine = OpenvinoEngine(tiny_file.read_bytes(), threads=1)
+    for alone in (True, False):
+        with engine._borrowed(alone) as request:
+            assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
 def test_openvino_that_is_not_there_says_so(tiny_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"pip install 'mnv2-keras\[openvino\]'"):
@@ -180,6 +281,11 @@ def test_every_form_of_an_image_is_the_same_photo(tiny_file, testdata, tmp_path)
         for form in forms:
             assert classifier.predict(form) == wanted
         assert classifier.predict([tmp_path / "only", path]) == wanted * 2
+        for form in (str(path), path, path.read_bytes(), pixels, Image.fromarray(pixels), str(tmp_path / "only")):
+            assert [each.predictions for each in classifier.stream(form)] == wanted
+        assert len(list(classifier.stream(np.stack([pixels] * 2)))) == 2
+        with pytest.raises(FileNotFoundError):
+            classifier.stream("photos that are not there/")
         assert len(classifier.predict(path, top=99)[0]) == 5
         assert classifier.predict([]) == []
 
@@ -225,6 +331,21 @@ def test_stream_reads_no_further_than_it_must(tiny_file):
     assert len(taken) <= 5 + 3 * 2
 
 
+def test_a_stream_ends_with_its_classifier(tiny_file):
+    """Half read or not begun: one sentence, and no thread is left."""
+    photos = [np.zeros((8, 8, 3), np.uint8)] * 50
+    before = threading.active_count()
+    classifier = Classifier(tiny_file, threads=2)
+    half, cut, unread = classifier.stream(photos), classifier.stream(photos[:5]), classifier.stream(photos)
+    next(half), next(cut)
+    classifier.close()
+    for stream in (half, cut, unread):
+        with pytest.raises(ValueError, match="This Classifier was closed: make another"):
+            while True:
+                next(stream)
+    assert threading.active_count() == before
+
+
 def test_several_threads_at_once(tiny_file):
     images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(24)]
     with Classifier(tiny_file) as classifier, ThreadPoolExecutor(6) as pool:
@@ -237,6 +358,9 @@ def test_several_threads_at_once(tiny_file):
     [
         ({"engine": "abacus"}, "engine is 'abacus'"),
         ({"threads": 0}, "threads is 0"),
+        ({"resolution": 0}, "resolution is 0"),
+        ({"engine": "keras", "threads": 1}, "leave threads out"),
+        ({"engine": "keras", "precision": "float16"}, "engine 'keras' computes in float32, not 'float16'"),
         ({"precision": "float16"}, "precision and a resolution of its own"),
         ({"resolution": 64}, "precision and a resolution of its own"),
         ({"labels": ["one"]}, "1 labels for 5 classes"),
@@ -290,6 +414,47 @@ def test_googles_quantised_file_runs_too(testdata):
             assert classifier.predict(testdata / "images" / name, top=1)[0][0][:2] == (index, label)
         with pytest.raises(ValueError, match="classes only"):
             classifier.embed(testdata / "images" / "cat.bmp")
+
+
+def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
+    """The labels lie at the end: without them every answer would be another name."""
+    from test_cli import mnv2
+
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
+
+    path, names = tmp_path / "named.tflite", ("a", "b", "c", "d", "e")
+    content = add_metadata(tiny_file.read_bytes(), classifier_metadata(names))
+    path.write_bytes(content)
+    with Classifier(path) as classifier:
+        assert classifier.labels == names
+    assert "warning" not in mnv2(capsys, monkeypatch, "inspect", path)[2]
+    path.write_bytes(content[:-10])
+    with pytest.raises(
+        ValueError, match=r"does not hold the labels.txt that its metadata names, so its end was cut off"
+    ):
+        Classifier(path)
+    with Classifier(path, labels=names) as classifier:
+        assert classifier.labels == names
+    code, _, err = mnv2(capsys, monkeypatch, "inspect", path)
+    assert code == 0
+    assert "the metadata names labels.txt, which the file does not hold" in err
+
+
+def test_labels_beside_the_weights(tiny, tiny_file, tmp_path, monkeypatch):
+    """As training leaves them: for a Keras file, in LiteRT and in Keras, and for a .tflite that has none of its own."""
+    from mnv2_keras.models.conversion import convert_checkpoint
+
+    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: tiny_file.read_bytes())
+    convert_checkpoint(tiny).save(tmp_path / "model.keras")
+    (tmp_path / "model.tflite").write_bytes(tiny_file.read_bytes())
+    for labels in ("a b c d e", "v w x y z"):  # they may change while the converted file is kept
+        (tmp_path / "labels.txt").write_text(labels.replace(" ", "\n"))
+        for name, engine in (("model.keras", "litert"), ("model.keras", "keras"), ("model.tflite", "litert")):
+            with Classifier(tmp_path / name, engine) as classifier:
+                assert classifier.labels == tuple(labels.split())
+    (tmp_path / "labels.txt").write_text("of\nsomething\nelse\n")
+    with Classifier(tmp_path / "model.keras") as classifier:
+        assert classifier.labels[0] == "class 0"
 
 
 # The cache

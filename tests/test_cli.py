@@ -64,6 +64,29 @@ assert not heavy, heavy
     assert json.loads(done.stdout)[0]["predictions"][0]["index"] == int(digit)
 
 
+def test_a_terminated_command_cleans_up(tmp_path):
+    """`kill` while a file is being written: neither the file nor its draft is left."""
+    code = """
+import sys, time
+from mnv2_keras.atomic import replacing
+from mnv2_keras.cli import main
+def command():
+    with replacing(sys.argv[1]) as file:
+        file.write(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+main.command_line = lambda names: command
+main.main()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "r.csv")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as done:
+        assert done.stdout.readline() == b"writing\n"
+        assert list(tmp_path.iterdir())
+        done.terminate()
+    assert done.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command, monkeypatch):
     result = run(monkeypatch, command, "--help")

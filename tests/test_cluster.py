@@ -138,6 +138,23 @@ def test_the_rows_are_those_of_the_single_process(here, photos, expected, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
+def test_workers_know_the_labels_beside_the_weights(here, photos, tmp_path, monkeypatch):
+    """They get the converted file alone; a second run goes on from the first one's parts."""
+    from mnv2_keras.export.metadata import add_metadata, model_metadata
+
+    bare = add_metadata(shipped_file("digits_int8.tflite").read_bytes(), model_metadata("n", "d", [], []))
+    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: bare)
+    (tmp_path / "model.keras").write_bytes(b"weights")
+    (tmp_path / "labels.txt").write_text("".join(f"number {i}\n" for i in range(10)))
+    monkeypatch.setattr(cluster, "shutil", SimpleNamespace(rmtree=lambda _: None))
+    for resumed in (0, 3):
+        run = cluster.predict_on_cluster(photos, tmp_path / "out.parquet", tmp_path / "model.keras", top=1)
+        assert run.resumed == resumed
+    assert {label for _, _, _, label, _, error in rows(tmp_path / "out.parquet") if not error} <= {
+        f"number {i}" for i in range(10)
+    }
+
+
 def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path):
     output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
 

@@ -1,13 +1,17 @@
 """The commands export, inspect, predict and bench, from the shell's side."""
 
+import base64
 import csv
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import mnv2
 from typer.testing import CliRunner
 
 from mnv2_keras.cli.main import command_line
@@ -86,6 +90,11 @@ def test_export_of_a_segmenter_and_of_a_detector(photos, tmp_path):
     assert len(json.loads(Path(paths["s.json"]).read_text())["agreement"]) == 3
     about = read_metadata(paths["s.tflite"]).about["subgraph_metadata"][0]
     assert [each["name"] for each in about["custom_metadata"]] == ["SEGMENTER_METADATA"]
+    result = CliRunner().invoke(command_line(), ["inspect", paths["s.tflite"], "--json"])
+    (custom,) = json.loads(result.stdout)["metadata"]["subgraph_metadata"][0]["custom_metadata"]
+    assert base64.b64decode(custom["data"]) == about["custom_metadata"][0]["data"]
+    result = CliRunner().invoke(command_line(), [*command, "--precision", "dynamic", "--layers"])
+    assert "--layers is for classifiers and detectors" in str(result.exception)
     result = CliRunner().invoke(command_line(), [*command, "--no-metadata"])
     assert "metadata goes with export_litert" in str(result.exception)
     result = CliRunner().invoke(command_line(), ["export", paths["d.keras"], "-o", paths["d.tflite"]])
@@ -138,6 +147,41 @@ def test_predict_writes_results(exported, photos, tmp_path, suffix):
         assert table[6]["error"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--plot", "layers.png"], "--plot compares layers with float32 ones"),
+        (["--layers", "--precision", "int8", "--batch", "4"], "--layers compares layers with float32 ones"),
+        (["--plot", "layers.doc", "--precision", "dynamic"], "drawn as .png or .svg"),
+        (["--resolution", "0"], "--resolution"),
+    ],
+)
+def test_export_refuses_first(weights, tmp_path, capsys, monkeypatch, options, said):
+    code, _, err = mnv2(capsys, monkeypatch, "export", weights, "-o", tmp_path / "m.tflite", *options)
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_taken_as_they_are(exported, photos, tmp_path, capsys, monkeypatch):
+    """Brackets, colons and bytes that are no text: in tables and in files."""
+    folder, _ = exported
+    names = ["IMG [edited].png", "a :cat: in the sun.png", os.fsdecode(b"caf\xe9.png")]
+    for name in names:
+        shutil.copy(photos / "0.png", tmp_path / name)
+    shutil.copy(folder / "m.tflite", tmp_path / "a [draft].tflite")
+    arguments = ["predict", tmp_path, "--weights", tmp_path / "a [draft].tflite", "--top", "1"]
+    code, out, err = mnv2(capsys, monkeypatch, *arguments)
+    assert code == 0, err
+    assert all(name.replace("\udce9", r"\udce9") in out for name in names)
+    for suffix in (".csv", ".parquet", ".jsonl"):
+        code, _, err = mnv2(capsys, monkeypatch, *arguments, "-o", tmp_path / f"r [1]{suffix}")
+        assert code == 0, err
+        assert f"r [1]{suffix}: 3 photos" in " ".join(err.split())
+    assert r"caf\udce9.png" in (tmp_path / "r [1].csv").read_text()
+    assert "a [draft].tflite" in mnv2(capsys, monkeypatch, "inspect", tmp_path / "a [draft].tflite")[1]
+
+
 def test_predict_to_the_terminal(exported, photos):
     folder, _ = exported
     good = str(photos / "0.png")
@@ -159,7 +203,7 @@ def test_predict_to_the_terminal(exported, photos):
 
 
 def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
-    output, plot = tmp_path / "bench.csv", tmp_path / "bench.png"
+    output, plot = tmp_path / "bench.csv", tmp_path / "new" / "bench.png"
     arguments = ["bench", str(weights), "--rounds", "3", "--threads", "1", "-o", str(output), "--plot", str(plot)]
     for variant in ("litert float32", "litert int8", "keras float32"):
         arguments += ["--variant", variant]
@@ -182,7 +226,20 @@ def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
     assert all(each["cold_start_s"] > 0 for each in measured)
 
 
-def test_bench_refuses_what_it_does_not_know(weights):
+def test_bench_takes_a_tflite_as_it_is(exported):
+    """In its own precision; "digits" is such a file too."""
+    folder, _ = exported
+    for weights in (folder / "m.tflite", "digits"):
+        (measured,) = measuring.measure(weights, threads=[1], rounds=1, cold=False)
+        assert (measured.engine, measured.precision) == ("litert", "int8")
+    with pytest.raises(
+        ValueError, match="variant 'litert float32': of digits expected any of litert int8, openvino int8"
+    ):
+        measuring.measure("digits", ["litert float32"])
+
+
+def test_bench_refuses_what_it_does_not_know(weights, capsys, monkeypatch):
+    assert mnv2(capsys, monkeypatch, "bench", weights, "--plot", "bench.doc")[0] == 2
     with pytest.raises(ValueError, match="variant 'abacus'"):
         measuring.measure(weights, ["abacus"])
     with pytest.raises(ValueError, match="rounds is 0"):

@@ -1,5 +1,7 @@
 """Networks of one channel, such as the shipped one for digits: grey arrays, files, and colour photos seen in grey."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,11 +42,36 @@ def test_colours_are_weighed_as_pillow_does(classifier):
 def test_floats_count_as_preprocessed(classifier):
     image = sample_digits()[0][3]
     prepared = preprocess_image(image, (28, 28))[..., :1]
-    assert classifier.predict(prepared) == classifier.predict(image)
+    ours, theirs = classifier.predict(prepared)[0][0], classifier.predict(image)[0][0]
+    assert ours.index == theirs.index
+    assert ours.score == pytest.approx(
+        theirs.score, abs=0.02
+    )  # uint8 takes levels, [-1, 1] lies half a level beside them
     with pytest.raises(ValueError, match=r"must have shape \(28, 28, 1\)"):
         classifier.predict(np.zeros((28, 28, 3), np.float32))
     with pytest.raises(ValueError, match=r"not \(28, 28, 2\)"):
         classifier.predict(np.zeros((28, 28, 2), np.uint8))
+
+
+def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
+    """From the shell: to int8 by a folder, compared on photos, and the file says that it takes grey."""
+    from mnv2_keras.export.metadata import GRAYSCALE, read_metadata
+    from mnv2_keras.models.classifier import build_mobilenetv2
+
+    (tmp_path / "photos").mkdir()
+    for i, (red, green, blue) in enumerate(np.random.default_rng(0).integers(0, 256, (3, 3)).tolist()):
+        Image.new("RGB", (40, 30), (red, green, blue)).save(tmp_path / "photos" / f"{i}.png")
+    build_mobilenetv2(0.1, (32, 32, 1), classes=3, min_depth=8).save(tmp_path / "grey.keras")
+    options = ["--precision", "int8", "--calibrate", tmp_path / "photos", "--photos", tmp_path / "photos", "--json"]
+    code, out, err = mnv2(
+        capsys, monkeypatch, "export", tmp_path / "grey.keras", "-o", tmp_path / "grey.tflite", *options
+    )
+    assert code == 0, err
+    assert json.loads(out)["calibration_images"] == 3
+    image = read_metadata(tmp_path / "grey.tflite").about["subgraph_metadata"][0]["input_tensor_metadata"][0]
+    assert image["content"]["content_properties"] == ("ImageProperties", {"color_space": GRAYSCALE})
+    with Classifier(tmp_path / "grey.tflite") as opened:
+        assert len(opened.predict(tmp_path / "photos")) == 3
 
 
 def test_the_command_line_knows_the_digits(capsys, monkeypatch):

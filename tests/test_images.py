@@ -67,6 +67,13 @@ def test_paths_bytes_and_pil_images_are_the_same(tmp_path):
         np.testing.assert_array_equal(read_image(source), pixels())
 
 
+def test_a_path_from_the_home_folder(tmp_path, monkeypatch):
+    path = saved(tmp_path, "a.png", Image.fromarray(pixels()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_images("~/a.png") == find_images("~") == [path]
+    np.testing.assert_array_equal(read_image("~/a.png"), pixels())
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path, name, orientation):

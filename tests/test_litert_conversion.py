@@ -156,6 +156,11 @@ def test_the_converters_other_precisions(model, tmp_path, float_file, images, pr
     assert len(report.layers) == 64
     assert path.stat().st_size == report.size < most_size * len(float_file)
     assert read_metadata(path).labels[10] == "class 10"
+    if precision == "float16":  # has no ranges: the photos were compared on, no more
+        assert (report.calibrated, report.calibration_images, report.warnings) == (None, 0, [])
+    else:
+        assert (report.calibrated, report.calibration_images) == ("an array of 6 images", 6)
+        assert "Only 6 photos to calibrate on" in report.warnings[0]
 
 
 def test_a_dead_channel_is_cleared(model):
@@ -241,6 +246,18 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_bytes(tmp_path / "model.tflite", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_the_rights_of_any_new_file(tmp_path):
+    kept = os.umask(0o077)
+    try:
+        write_bytes(tmp_path / "mine", b"content")
+        os.umask(0o002)
+        write_bytes(tmp_path / "ours", b"content")
+    finally:
+        os.umask(kept)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("mine", "ours")] == [0o600, 0o664]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "ours"]
 
 
 def test_strange_operators_are_named(float_file, monkeypatch):

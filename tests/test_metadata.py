@@ -8,10 +8,12 @@ from PIL import Image
 
 from mnv2_keras.export import metadata as ours
 from mnv2_keras.export.calibration import load_photos
+from mnv2_keras.export.check import Layer
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import add_metadata, classifier_metadata, labels_file, model_metadata, read_metadata
-from mnv2_keras.export.report import inspect_litert
+from mnv2_keras.export.report import ExportReport, inspect_litert
 from mnv2_keras.export.tables import pack_table, unpack_table
+from mnv2_keras.preprocessing import preprocess_image
 
 PHOTOS = {
     "cat.bmp": "Egyptian cat",
@@ -154,10 +156,35 @@ def test_metadata_is_replaced_and_the_same_every_time(testdata):
 def test_labels_have_one_line_each():
     with pytest.raises(ValueError, match="line break"):
         labels_file(["good", "bad\nlabel"])
+    with pytest.raises(ValueError, match="line break"):
+        labels_file(["good", "bad\rlabel\n"])
+    assert labels_file(["one\n", "two\r\n", "", "four"])[1] == {
+        "labels.txt": b"one\ntwo\n\nfour\n"
+    }  # as readlines gives
     made = model_metadata("n", "d", [], [], custom=[("MINE", b"1234")])
     assert made.about["subgraph_metadata"][0]["custom_metadata"] == [{"name": "MINE", "data": b"1234"}]
     assert made.labels is None
     assert made.normalization is None
+    assert made.missing == []
+
+
+def test_a_report_is_json_whatever_the_numbers(tmp_path):
+    """Equal outputs have an infinite ratio, which JSON has no word for."""
+    infinite = float("inf")
+    report = ExportReport("m.tflite", "float32", snr_db=infinite, snr_db_each=[infinite, 30.0])
+    report.layers = [Layer("Conv", "CONV_2D", infinite)]
+    about = json.loads(report.save(tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert (about["snr_db"], about["snr_db_each"], about["layers"][0]["snr_db"]) == (None, [None, 30.0], None)
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
+    report = ExportReport("m.tflite", "int8", layers=[Layer("Conv", "CONV_2D", 30.0)])
+    assert report.plot_layers(tmp_path / "new" / "layers.svg").read_bytes().startswith(b"<?xml")
+    with pytest.raises(ValueError, match=r"figures are drawn as \.png or \.svg"):
+        report.plot_layers(tmp_path / "layers.doc")
+    monkeypatch.setattr("mnv2_keras.export.report.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install matplotlib"):
+        report.plot_layers(tmp_path / "layers.png")
 
 
 def test_files_that_are_none(tmp_path, testdata):
@@ -200,6 +227,20 @@ def test_calibration_takes_arrays_pairs_and_dicts():
     scaled = load_photos(photos, (16, 16), (0.0, 255.0)).images[0]
     np.testing.assert_allclose(scaled, (wanted[0] + 1) * 127.5, atol=1e-4)
     assert len(load_photos(photos, (16, 16), limit=2).images) == 2
+
+
+def test_calibration_in_grey():
+    """Colours weighed as the Classifier weighs them; what has other channels is refused."""
+    photos = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    found = load_photos(photos, (16, 16), channels=1).images
+    grey = [np.asarray(Image.fromarray(photo).convert("L")) for photo in photos]
+    for image, theirs in zip(found, grey, strict=True):
+        assert image.shape == (1, 16, 16, 1)
+        np.testing.assert_array_equal(image[0, ..., 0], preprocess_image(theirs, 16)[..., 0])
+    with pytest.raises(ValueError, match="the model takes 16 x 16 x 1: give"):
+        load_photos(np.zeros((1, 16, 16, 3), np.float32), (16, 16), channels=1)
+    with pytest.raises(ValueError, match="takes 5 channels, a photo has 3"):
+        load_photos(photos, (16, 16), channels=5)
 
 
 def test_calibration_is_spread_over_the_folders(tmp_path):

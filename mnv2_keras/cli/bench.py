@@ -9,7 +9,9 @@ from mnv2_keras.cli.screen import Json, err, out, print_json
 
 
 def bench(
-    weights: Annotated[str, typer.Argument(help="Archive, checkpoint or Keras file, or a name from `mnv2 list`.")],
+    weights: Annotated[
+        str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
+    ],
     variants: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,9 +36,14 @@ def bench(
     from rich.table import Table
 
     from mnv2_keras.atomic import write_bytes
+    from mnv2_keras.export.report import check_plot
     from mnv2_keras.inference import measuring
 
-    measured = measuring.measure(weights, variants or measuring.VARIANTS, threads or None, rounds, cold, say=err.print)
+    if plot:
+        check_plot(plot)
+    measured = measuring.measure(
+        weights, variants or None, threads or None, rounds, cold, say=lambda each: err.print(each, markup=False)
+    )
     if output:
         write_bytes(output, measuring.to_csv(measured).encode())
     if plot:

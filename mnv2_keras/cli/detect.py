@@ -62,7 +62,7 @@ def detect(
     if as_json:
         typer.echo("\n".join(lines))
     else:
-        out.print(table)
+        out.print(table, markup=False)
     if broken:
         err.print(f"{broken} of {len(paths)} photos could not be used.")
         raise typer.Exit(1)

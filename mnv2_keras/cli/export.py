@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, err, out, print_json, working
 
@@ -28,7 +29,7 @@ def export(
     metadata: Annotated[bool, typer.Option(help="Put labels, normalisation and licence into the file.")] = True,
     batch: Annotated[int, typer.Option(min=0, help="Images at once; 0 leaves it open.")] = 1,
     resolution: Annotated[
-        int | None, typer.Option(help="Side in pixels of the input, in place of the weights'.")
+        int | None, typer.Option(min=1, help="Side in pixels of the input, in place of the weights'.")
     ] = None,
     layers: Annotated[bool, typer.Option(help="Print every layer's comparison with float.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the layers' comparison into this .png.")] = None,
@@ -43,11 +44,25 @@ def export(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from mnv2_keras.export.report import check_plot
+
+    asked = "--plot" if plot else "--layers" if layers else None
+    if asked and (precision == "float32" or batch > 1):
+        raise ValueError(
+            f"{asked} compares layers with float32 ones, one image at a time: choose another --precision and leave --batch at 1, "
+            f"or leave {asked} out."
+        )
+    if plot:
+        check_plot(plot)
     with working("converting the weights"):
         from mnv2_keras.models.conversion import open_model
 
         model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
         write = _exporter(model)
+    if asked and write.__name__ == "export_segmenter":
+        raise ValueError(
+            f"{asked} is for classifiers and detectors, a segmenter is compared pixel by pixel: leave it out."
+        )
     # What is not asked for is left out: detectors and segmenters refuse some of it.
     options = {"output_type": output_type} if output_type else {}
     options |= {} if metadata else {"metadata": False}
@@ -97,14 +112,14 @@ def show_agreement(result) -> None:
     for name, share in result.agreement.items():
         table.add_row(Path(name).name, f"{share:.2%}")
     if result.agreement:
-        out.print(table)
+        out.print(table, markup=False)
     for name, reason in result.skipped.items():
         err.print(f"skipped: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show(result, layers: bool = False) -> None:
     """The report as tables, with one of the layers if wanted."""
-    table = Table(title=f"{result.path}: {result.precision}", show_header=False)
+    table = Table(title=Text(f"{result.path}: {result.precision}"), show_header=False)
     table.add_row("size", f"{result.size:,} bytes")
     table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
     for kind, ends in (("input", result.inputs), ("output", result.outputs)):
@@ -123,12 +138,12 @@ def show(result, layers: bool = False) -> None:
     if result.calibrated:
         table.add_row("calibrated on", f"{result.calibration_images} images: {result.calibrated}")
     table.add_row("time", f"{result.seconds:.1f} s")
-    out.print(table)
+    out.print(table, markup=False)
     if layers and result.layers:
         table = Table("layer", "operator", "signal to noise")
         for layer in result.layers:
             table.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
-        out.print(table)
+        out.print(table, markup=False)
     for each in result.skipped:
         err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
     for each in result.warnings:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from mnv2_keras.cli.screen import Json, out, print_json
+from mnv2_keras.cli.screen import Json, err, out, print_json
 
 
 def inspect(
@@ -21,10 +22,17 @@ def inspect(
     from mnv2_keras.export.report import inspect_litert
 
     found = inspect_litert(file)
+    if found.metadata.missing:
+        err.print(
+            f"warning: the metadata names {', '.join(found.metadata.missing)}, which the file does not hold: its end was cut off.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if as_json:
         print_json(found.as_dict())
         return
-    table = Table(title=str(file), show_header=False)
+    table = Table(title=Text(str(file)), show_header=False)
     table.add_row("size", f"{found.size:,} bytes, {found.parameters:,} of constants")
     for kind, ends in (("input", found.inputs), ("output", found.outputs)):
         for end in ends:
@@ -38,10 +46,13 @@ def inspect(
         table.add_row("name", f"{about.get('name', '')}: {about.get('description', '')}")
         table.add_row("licence", about.get("license", ""))
     if found.metadata.normalization:
-        mean, std = found.metadata.normalization
-        table.add_row("normalisation", f"(pixel - {mean:g}) / {std:g}")
+        mean, std = (
+            f"{each:g}" if isinstance(each, float) else f"({', '.join(f'{value:g}' for value in each)})"
+            for each in found.metadata.normalization
+        )
+        table.add_row("normalisation", f"(pixel - {mean}) / {std}")
     if labels:
         table.add_row("labels", f"{len(labels)}: {', '.join(labels[:3])}, ...")
     if not about:
         table.add_row("metadata", "none")
-    out.print(table)
+    out.print(table, markup=False)

@@ -5,7 +5,9 @@ TensorFlow takes seconds to import, so no module of this folder imports it at th
 
 import gc
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -58,6 +60,10 @@ def main() -> None:
     """Run `mnv2`; an error a user can mend is one line on stderr and exit code 2."""
     # TensorFlow's start-up chatter is not for users; what goes wrong is raised.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # `kill` ends a program where it stands; so it leaves, taking along its drafts and children.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A command that is named is the only one imported: those who classify a photo wait for half a second in all.
     named = sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in COMMANDS else COMMANDS
     gc.set_threshold(100_000)  # what imports make stays: looking through it again and again is a tenth of that time

@@ -20,7 +20,7 @@ def predict(
     engine: Annotated[str, typer.Option(help="litert, openvino or keras.")] = "litert",
     precision: Annotated[str, typer.Option(help="float32, float16 or dynamic.")] = "float32",
     resolution: Annotated[
-        int | None, typer.Option(help="Side of the network's input; the weights' own otherwise.")
+        int | None, typer.Option(min=1, help="Side of the network's input; the weights' own otherwise.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores otherwise.")] = None,
     output: Annotated[
@@ -71,7 +71,7 @@ def predict(
         results = _watched(classifier.stream(paths, top, "raise" if strict else "skip"), len(paths), errors)
         if output:
             write_results(results, output)
-            err.print(f"{output}: {len(paths)} photos.", highlight=False)
+            err.print(f"{output}: {len(paths)} photos.", highlight=False, markup=False)
         else:
             good = [each for each in results if each.error is None]
             if as_json:
@@ -103,10 +103,10 @@ def _predict_on_cluster(name: str, photos, output, weights, top, precision, reso
             resolution=resolution,
             workers=workers,
             progress=progress,
-            say=err.print,
+            say=lambda sentence: err.print(sentence, markup=False),
         )
     resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
-    err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
+    err.print(f"{output}: {run.images} photos{resumed}.", highlight=False, markup=False)
     _report(list(run.broken.values()), run.images)
 
 
@@ -147,4 +147,4 @@ def show(results) -> None:
         for i, each in enumerate(best := result.predictions):
             name = "" if i else result.source.name
             table.add_row(name, str(each.index), each.label, f"{each.score:.3f}", end_section=i == len(best) - 1)
-    out.print(table)
+    out.print(table, markup=False)  # names with brackets are no markup

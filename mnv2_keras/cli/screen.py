@@ -13,8 +13,8 @@ from rich.console import Console
 #: A pipe or a log file has no width of its own; a table should not be cut to 80 columns there.
 _WIDTH = None if sys.stdout.isatty() else 140
 
-out = Console(width=_WIDTH)
-err = Console(stderr=True)
+out = Console(width=_WIDTH, emoji=False)  # `:cat:` in a file's name is no picture of one
+err = Console(stderr=True, emoji=False)
 
 #: `--json`, on every command that reads.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -48,11 +48,11 @@ def while_it_lasts() -> Iterator[Callable[[str], None]]:
 
         def say(sentence: str) -> None:
             if not err.is_terminal:
-                err.print(sentence, soft_wrap=True)
+                err.print(sentence, soft_wrap=True, markup=False)
                 return
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
             stack.enter_context(Progress(*columns, console=err, transient=True)).add_task(sentence, total=None)
 
         yield say

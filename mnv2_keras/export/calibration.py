@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.images import ImageError, find_images
+from mnv2_keras.images import ImageError, find_images, grey_photo
 from mnv2_keras.preprocessing import preprocess_image, resize_bilinear_v1
 
 #: Photos looked at; more change ranges little and take long.
@@ -39,6 +39,7 @@ def load_photos(
     value_range: tuple[float, float] = (-1.0, 1.0),
     limit: int = LIMIT,
     progress: Progress | None = None,
+    channels: int = 3,
 ) -> Photos:
     """Read and preprocess the photos that a `calibration` argument means.
 
@@ -50,6 +51,7 @@ def load_photos(
         value_range: of the model's input: (-1, 1), or (0, 255) when it scales by itself.
         limit: photos that are looked at: evenly spread over files and arrays, the first ones of a stream.
         progress: called with (what, done, of how many or None).
+        channels: of the model; 1 takes photos in grey.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -62,7 +64,7 @@ def load_photos(
         if len(found) >= limit:
             break
         try:
-            found.append(_prepared(item, size, value_range)[None])
+            found.append(_prepared(item, (*size, channels), value_range)[None])
         except ImageError as error:
             skipped.append(str(error))
         if progress:
@@ -132,7 +134,7 @@ def tensorflow_dataset(name: str) -> Iterator:
         ) from error
 
 
-def _prepared(item, size: tuple[int, int], value_range: tuple[float, float]) -> np.ndarray:
+def _prepared(item, shape: tuple[int, int, int], value_range: tuple[float, float]) -> np.ndarray:
     if isinstance(item, dict):
         item = item["image"]
     elif isinstance(item, tuple | list):
@@ -140,17 +142,23 @@ def _prepared(item, size: tuple[int, int], value_range: tuple[float, float]) -> 
     if not isinstance(item, str | os.PathLike):
         item = np.asarray(item)
         if item.dtype.kind == "f":
-            return _checked(item, size, value_range)
-    image = preprocess_image(item, size)
+            return _checked(item, shape, value_range)
+    *size, channels = shape
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model takes {channels} channels, a photo has 3: give a float32 batch as the model takes it."
+        )
+    image = preprocess_image(item if channels == 3 else grey_photo(item), size)[..., :channels]
     low, high = value_range
     return image if (low, high) == (-1.0, 1.0) else (image + 1) * np.float32((high - low) / 2) + np.float32(low)
 
 
-def _checked(image: np.ndarray, size: tuple[int, int], value_range: tuple[float, float]) -> np.ndarray:
-    if image.ndim != 3 or image.shape[:2] != tuple(size):
+def _checked(image: np.ndarray, shape: tuple[int, int, int], value_range: tuple[float, float]) -> np.ndarray:
+    if image.shape != shape:
+        height, width, channels = shape
         raise ValueError(
-            f"a calibration image has shape {image.shape}, the model takes {size[0]} x {size[1]}: give uint8 photos, or "
-            "float32 images of that size as the model takes them."
+            f"a calibration image has shape {image.shape}, the model takes {height} x {width} x {channels}: give uint8 photos, "
+            "or float32 images of that shape as the model takes them."
         )
     low, high = value_range
     if not (np.isfinite(image).all() and image.min() >= low - 1e-3 and image.max() <= high + 1e-3):

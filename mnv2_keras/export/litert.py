@@ -116,10 +116,13 @@ def export_litert(
 
     report = ExportReport(str(path), precision)
     known = None
+    needed = precision in ("int8", "int16x8") and ranges is None
     if calibration is not None:
-        known = load_photos(calibration, (height, width), value_range, progress=progress)
-        report.calibration_images, report.calibrated, report.skipped = len(known.images), known.source, known.skipped
-    elif precision in ("int8", "int16x8") and ranges is None:
+        known = load_photos(calibration, (height, width), value_range, progress=progress, channels=channels)
+        report.skipped = known.skipped
+        if needed:  # otherwise they are photos to compare on, no more
+            report.calibration_images, report.calibrated = len(known.images), known.source
+    elif needed:
         raise ValueError(
             f"precision {precision!r} needs photos to calibrate on: pass calibration=FOLDER with at least one, at best a "
             f"hundred like those to come (or precision='dynamic', which needs none)."
@@ -142,6 +145,10 @@ def export_litert(
     else:
         content = convert_litert(model, precision, batch, resolution, known.images if known else ())
         reference = None
+        if needed and len(known.images) < ENOUGH:
+            report.warnings.append(
+                f"{_thin(known.images)}): nothing tells how far others would go beyond their ranges."
+            )
     if compare:
         images = _to_compare(photos, known, (height, width, channels), value_range, report, progress)
         _compare(report, source, content, images)
@@ -191,9 +198,9 @@ def _metadata(model, labels, scaled: bool) -> Metadata:
         labels = imagenet_labels(classes)
     if labels is not None and (not is_classifier or len(labels) != classes):
         raise ValueError(f"{len(labels)} labels for outputs of shape {model.output_shape}: give one for each class.")
-    made = classifier_metadata(labels, name=model.name)
-    if scaled:
-        made.about["subgraph_metadata"][0]["input_tensor_metadata"] = [image_input(mean=0.0, std=1.0)]
+    mean, std = (0.0, 1.0) if scaled else (127.5, 127.5)
+    image = image_input(mean=mean, std=std, channels=model.input_shape[-1])
+    made = classifier_metadata(labels, name=model.name, image=image)
     outputs = made.about["subgraph_metadata"][0]["output_tensor_metadata"]
     for extra in range(len(model.outputs) - 1):
         outputs.append({"name": f"output_{extra + 1}"})
@@ -274,9 +281,13 @@ def _ordered_kernels(file: TfliteFile, kernels: Sequence[Kernel]) -> dict[int, K
     return dict(zip(sources, kernels, strict=True))
 
 
+def _thin(images: list[np.ndarray]) -> str:
+    return f"Only {len(images)} photos to calibrate on (at best {ENOUGH} or more"
+
+
 def _thin_warning(content: bytes, images: list[np.ndarray], seen: int) -> str:
     """What few photos mean, in numbers: how far one half of them goes beyond the ranges of the other."""
-    start = f"Only {len(images)} photos to calibrate on (at best {ENOUGH} or more; {seen - len(images)} crops of them were added)"
+    start = f"{_thin(images)}; {seen - len(images)} crops of them were added)"
     if len(images) < 2:
         return f"{start}: nothing tells how far others would go beyond their ranges."
     half = len(images) // 2
@@ -294,7 +305,7 @@ def _thin_warning(content: bytes, images: list[np.ndarray], seen: int) -> str:
 
 def _to_compare(photos, known: Photos | None, shape, value_range, report: ExportReport, progress) -> list[np.ndarray]:
     if photos is not None:
-        given = load_photos(photos, shape[:2], value_range, progress=progress)
+        given = load_photos(photos, shape[:2], value_range, progress=progress, channels=shape[2])
         report.compared = given.source
         report.skipped += given.skipped
         return evenly(given.images, _COMPARED)[:_COMPARED]

@@ -94,7 +94,7 @@ SCHEMA = {
 
 #: `AssociatedFileType` and `ColorSpaceType` of the schema.
 TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS = 2, 3
-RGB = 1
+RGB, GRAYSCALE = 1, 2
 
 #: The first parser that knows every field written here.
 _MIN_PARSER_VERSION = "1.5.0"
@@ -126,27 +126,48 @@ class Metadata:
         return None
 
     @property
-    def normalization(self) -> tuple[float, float] | None:
-        """(mean, std) of the first input: it takes `(pixel - mean) / std`; None where nothing is said."""
+    def missing(self) -> list[str]:
+        """Label files that the table names and the file does not hold: its end was cut off, or lost in editing."""
+        subgraphs = self.about.get("subgraph_metadata", [])
+        tensors = [tensor for subgraph in subgraphs for tensor in subgraph.get("output_tensor_metadata", [])]
+        named = [file.get("name", "") for tensor in tensors for file in tensor.get("associated_files", [])]
+        return [name for name in named if name not in self.files]
+
+    @property
+    def normalization(self) -> tuple[float | tuple[float, ...], float | tuple[float, ...]] | None:
+        """(mean, std) of the first input: it takes `(pixel - mean) / std`; None where nothing is said.
+
+        Each is one number, or one for each channel where they differ.
+
+        Raises:
+            ValueError: one is missing, or a std is not above 0.
+        """
         for subgraph in self.about.get("subgraph_metadata", []):
             for tensor in subgraph.get("input_tensor_metadata", [])[:1]:
                 for unit in tensor.get("process_units", []):
                     kind, options = unit.get("options", (None, {}))
                     if kind == "NormalizationOptions":
-                        return options["mean"][0], options["std"][0]
+                        mean, std = (tuple(options.get(name) or ()) for name in ("mean", "std"))
+                        if not mean or not std or min(std) <= 0:
+                            raise ValueError(
+                                f"The metadata's normalisation has mean {list(mean)} and std {list(std)}: expected numbers for "
+                                "both, std above 0. Write the metadata anew."
+                            )
+                        return tuple(each[0] if len(set(each)) == 1 else each for each in (mean, std))
         return None
 
 
-def image_input(name: str = "image", mean: float = 127.5, std: float = 127.5) -> dict:
-    """`TensorMetadata` of an RGB input that takes `(pixel - mean) / std`.
+def image_input(name: str = "image", mean: float = 127.5, std: float = 127.5, channels: int = 3) -> dict:
+    """`TensorMetadata` of an input in RGB, or in grey for one channel, that takes `(pixel - mean) / std`.
 
     A uint8 input takes the pixels themselves, its own scale does the rest; the same numbers stand there too, since MediaPipe
     reads them for float inputs only.
     """
+    colours, space = ("Grey", GRAYSCALE) if channels == 1 else ("RGB", RGB)
     return {
         "name": name,
-        "description": "RGB image, TF-Slim's preprocessing: central crop, bilinear resize, [-1, 1].",
-        "content": {"content_properties": ("ImageProperties", {"color_space": RGB})},
+        "description": f"{colours} image, TF-Slim's preprocessing: central crop, bilinear resize, [-1, 1].",
+        "content": {"content_properties": ("ImageProperties", {"color_space": space})},
         "process_units": [{"options": ("NormalizationOptions", {"mean": [mean], "std": [std]})}],
         "stats": {"max": [(255 - mean) / std], "min": [-mean / std]},
     }
@@ -156,23 +177,26 @@ def labels_file(labels, kind: int = TENSOR_AXIS_LABELS, name: str = "labels.txt"
     """(`AssociatedFile`, its content by name) of a list of labels.
 
     Raises:
-        ValueError: a label with a line break: the file has one label a line.
+        ValueError: a label with a line break: the file has one label a line. (The one at its end, which `readlines` leaves, is
+            dropped.)
     """
-    broken = [label for label in labels if len(str(label).splitlines()) > 1]
-    if broken:
+    lines = [str(label).splitlines() or [""] for label in labels]
+    if broken := [label for label, parts in zip(labels, lines, strict=True) if len(parts) > 1]:
         raise ValueError(f"The label {broken[0]!r} has a line break: labels are kept one a line, write it without.")
     about = {"name": name, "description": "One label a line, in the order of the outputs.", "type": kind}
-    return about, {name: "".join(f"{label}\n" for label in labels).encode()}
+    return about, {name: "".join(f"{line}\n" for [line] in lines).encode()}
 
 
-def classifier_metadata(labels=None, name: str = "MobileNetV2", description: str = "") -> Metadata:
+def classifier_metadata(
+    labels=None, name: str = "MobileNetV2", description: str = "", image: dict | None = None
+) -> Metadata:
     """What MediaPipe's ImageClassifier asks for: normalisation of the input, labels of the output."""
     output = {"name": "probability", "description": "Score of each class.", "content": _features()}
     files: dict[str, bytes] = {}
     if labels is not None:
         associated, files = labels_file(labels)
         output["associated_files"] = [associated]
-    return model_metadata(name, description or "Names what is in an image.", [image_input()], [output], files)
+    return model_metadata(name, description or "Names what is in an image.", [image or image_input()], [output], files)
 
 
 def _features() -> dict:

@@ -1,10 +1,12 @@
 """What an export made, and how far it is from the model it was made from."""
 
+import base64
 import io
 import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from mnv2_keras.atomic import write_bytes, write_text
@@ -50,11 +52,12 @@ class Inspection:
     metadata: Metadata
 
     def as_dict(self) -> dict:
-        """The inspection as JSON holds it."""
+        """The inspection as JSON holds it; bytes within the metadata in base64."""
         about = asdict(self)
-        labels = self.metadata.labels
-        about["metadata"] = self.metadata.about
-        about["labels"] = labels
+        about["metadata"] = json.loads(
+            json.dumps(self.metadata.about, default=lambda each: base64.b64encode(each).decode())
+        )
+        about["labels"] = self.metadata.labels
         about["associated_files"] = {name: len(content) for name, content in self.metadata.files.items()}
         return about
 
@@ -175,9 +178,10 @@ class ExportReport:
         return worst
 
     def as_dict(self) -> dict:
-        """The report as JSON holds it."""
+        """The report as JSON holds it; an infinite ratio, of outputs that are equal, is None."""
         worst = self.worst_layer
-        return asdict(self) | {"worst_layer": worst and worst.name}
+        about = asdict(self) | {"worst_layer": worst and worst.name}
+        return json.loads(json.dumps(about), parse_constant=lambda _: None)  # JSON has no infinity
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the report as JSON, all of it or nothing."""
@@ -187,8 +191,9 @@ class ExportReport:
         """Draw the signal-to-noise ratio of every layer, in network order, into a .png or .svg file.
 
         Raises:
-            ValueError: the layers were not compared (`compare=False`, or a float32 file).
+            ValueError: the layers were not compared (`compare=False`, or a float32 file); see `check_plot`.
         """
+        check_plot(path)
         if not self.layers:
             raise ValueError("The report has no layers: export in another precision than float32, with compare=True.")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -202,6 +207,23 @@ class ExportReport:
         axes.set_ylabel("signal-to-noise ratio (dB)")
         axes.set_title(f"{Path(self.path).name}: {self.precision} against float, layer by layer")
         axes.grid(alpha=0.3)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=120)
-        return write_bytes(path, drawn.getvalue())
+        return save_plot(figure, path)
+
+
+def check_plot(path: str | os.PathLike) -> None:
+    """Whether a figure can be drawn under this name, before what takes long.
+
+    Raises:
+        ValueError: the name ends in neither .png nor .svg, or matplotlib is not installed.
+    """
+    if Path(path).suffix not in (".png", ".svg"):
+        raise ValueError(f"{path}: figures are drawn as .png or .svg; choose a name that ends so.")
+    if find_spec("matplotlib") is None:
+        raise ValueError(f"{path} needs matplotlib: pip install matplotlib.")
+
+
+def save_plot(figure, path: str | os.PathLike) -> Path:
+    """Write a matplotlib figure, all of it or nothing."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=Path(path).suffix[1:], dpi=120)
+    return write_bytes(path, drawn.getvalue())

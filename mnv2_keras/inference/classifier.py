@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -11,11 +11,13 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from mnv2_keras.images import ImageSource, find_images, read_image
+from mnv2_keras.images import ImageSource, find_images, grey_photo
 from mnv2_keras.inference.engines import ENGINES, KerasEngine, LitertEngine, OpenvinoEngine
 from mnv2_keras.inference.model_cache import litert_content
-from mnv2_keras.labels import Prediction, imagenet_labels
+from mnv2_keras.labels import Prediction, imagenet_labels, labels_beside
 from mnv2_keras.preprocessing import preprocess_image
+
+_CLOSED = "This Classifier was closed: make another."
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Classifier:
         weights: an archive, folder, checkpoint, Keras file or registered name; a .tflite of a classifier; or "digits", the int8
             network for handwritten digits (white on black) that is installed with the package.
         engine: "litert", "openvino" (an optional extra; it may compute in bfloat16) or "keras".
-        threads: of one prediction; None for all cores.
+        threads: of one prediction; None for all cores. Keras has its own.
         precision: "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8). For int8 give a .tflite that
             `export_litert` wrote.
         resolution: side of the network's input in pixels; None for the weights' own.
-        labels: one for each class; None for the file's own, or ImageNet's.
+        labels: one for each class; None for a .tflite's own, those in `labels.txt` beside a .keras or .tflite file, or ImageNet's.
         say: called with a sentence before something that takes long; None writes it to standard error.
 
     Raises:
@@ -77,7 +79,19 @@ class Classifier:
             raise ValueError(f"engine is {engine!r}: expected one of {', '.join(ENGINES)}.")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads is {threads!r}: expected a whole number of at least 1, or None for all cores.")
-        self._engine, labels, self._normalization = _open(weights, engine, threads, precision, resolution, labels, say)
+        if resolution is not None and (
+            isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1
+        ):
+            raise ValueError(
+                f"resolution is {resolution!r}: expected a side of at least 1 pixel, or None for the weights' own."
+            )
+        if engine == "keras" and threads is not None:
+            raise ValueError(
+                "engine 'keras' shares the threads of its backend: leave threads out, or use engine='litert'."
+            )
+        if engine == "keras" and precision != "float32":
+            raise ValueError(f"engine 'keras' computes in float32, not {precision!r}: use engine='litert'.")
+        self._engine, labels, normalization = _open(weights, engine, threads, precision, resolution, labels, say)
         height, width, channels = self._engine.input_shape
         if channels not in (1, 3):
             self._engine.close()
@@ -85,6 +99,7 @@ class Classifier:
                 f"{weights} takes images of {channels} channels: a Classifier reads photos in RGB or grey."
             )
         self._size, self._channels = (height, width), channels
+        self._scaling = None if normalization is None else _scaling(weights, normalization, channels)
         self._workers = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
@@ -98,7 +113,7 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Let go of threads and memory; what is under way is finished first."""
+        """Let go of threads and memory. Images that are being computed are finished first; a stream that goes on is refused."""
         with self._lock:
             self._closed, pool, self._pool = True, self._pool, None
         if pool is not None:
@@ -161,17 +176,22 @@ class Classifier:
         not grow with the number of images.
 
         Args:
-            images: paths, bytes or arrays as in `predict`; a generator is read as results are taken.
+            images: as in `predict`; what is no list, array, path or picture, such as a generator, is read as results are taken.
             top: how many classes to name.
             on_error: "skip" yields a broken image with its `error` and goes on; "raise" raises it.
 
         Raises:
-            ValueError: `top` below 1, another `on_error`; with "raise" also what `predict` raises.
+            ValueError: `top` below 1, another `on_error`, a Classifier that is closed (also meanwhile); with "raise" also what
+                `predict` raises.
+            FileNotFoundError: a path by itself that is not there.
         """
         _check_top(top)
         if on_error not in ("skip", "raise"):
             raise ValueError(f"on_error is {on_error!r}: expected 'skip' or 'raise'.")
         self._check_open()
+        # By themselves these would be taken apart: into letters, bytes, rows.
+        if isinstance(images, ImageSource | np.ndarray):
+            images = _as_list(images)
         return self._stream(images, top, on_error)
 
     def _stream(self, images: Iterable, top: int, on_error: str) -> Iterator[Classification]:
@@ -183,7 +203,6 @@ class Classifier:
 
     def _many(self, images: Iterable, compute, on_error: str) -> Iterator[tuple]:
         """(source, result, error) of each image, in order."""
-        pool = self._executor()
         waiting: deque[tuple[object, Future]] = deque()
 
         def work(image):
@@ -193,6 +212,8 @@ class Classifier:
             source, future = waiting.popleft()
             try:
                 return source, future.result(), None
+            except CancelledError:
+                raise ValueError(_CLOSED) from None
             except (ValueError, OSError) as error:
                 if on_error == "raise":
                     raise
@@ -200,7 +221,7 @@ class Classifier:
 
         try:
             for image in images:
-                waiting.append((image, pool.submit(work, image)))
+                waiting.append((image, self._submit(work, image)))
                 if len(waiting) >= 3 * self._workers:
                     yield finished()
             while waiting:
@@ -209,15 +230,16 @@ class Classifier:
             for _, future in waiting:
                 future.cancel()
 
-    def _executor(self) -> ThreadPoolExecutor:
-        with self._lock:
+    def _submit(self, work, image) -> Future:
+        with self._lock:  # which `close` takes too: no pool is made, or given work, behind its back
+            self._check_open()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="mnv2")
-            return self._pool
+            return self._pool.submit(work, image)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("This Classifier was closed: make another.")
+            raise ValueError(_CLOSED)
 
     def _prepare(self, image) -> np.ndarray:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
@@ -227,11 +249,11 @@ class Classifier:
                     f"{(*self._size, self._channels)}, values in [-1, 1]; give a photo as uint8."
                 )
             return image.astype(np.float32, copy=False)
-        found = preprocess_image(image if self._channels == 3 else _grey(image), self._size)[..., : self._channels]
-        if self._normalization is None:
-            return found
-        mean, std = self._normalization  # of pixels from 0 to 255
-        return (found * np.float32(127.5) + np.float32(127.5 - mean)) / np.float32(std)
+        found = preprocess_image(image if self._channels == 3 else grey_photo(image), self._size)[..., : self._channels]
+        if self._scaling is not None:
+            found *= self._scaling[0]
+            found += self._scaling[1]
+        return found
 
     def _best(self, scores: np.ndarray, top: int) -> list[Prediction]:
         """As `decode_predictions` decides: best first, the lower index where scores are equal."""
@@ -241,29 +263,29 @@ class Classifier:
         return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]
 
 
-def _grey(image) -> np.ndarray:
-    """A photo's brightness, as Pillow weighs the colours (ITU-R 601); an array in grey as it is."""
-    if isinstance(image, ImageSource):
-        image = read_image(image)
-    image = np.asarray(image)
-    colour = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-    return np.asarray(Image.fromarray(image).convert("L")) if colour else image
+def _scaling(weights, normalization, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What [-1, 1] is multiplied with, and what is added, to get `(pixel - mean) / std`."""
+    mean, std = (np.asarray(each, np.float32) for each in normalization)
+    for name, each in (("means", mean), ("deviations", std)):
+        if each.size not in (1, channels):
+            raise ValueError(f"{weights} has {each.size} {name} in its metadata for {channels} channels: make it anew.")
+    return np.float32(127.5) / std, (np.float32(127.5) - mean) / std
 
 
 def _open(weights, engine: str, threads, precision: str, resolution, labels, say):
     """(engine, labels, (mean, std) of the input where it is not [-1, 1])."""
     if engine == "keras" or not isinstance(weights, str | os.PathLike):
-        model = _keras_model(weights, precision, resolution)
+        model = _keras_model(weights, resolution)
         from mnv2_keras.inference.model_cache import check_classifier, make_classifier_file
 
         if engine == "keras":
             check_classifier(model)
+            if labels is None:
+                labels = labels_beside(weights, model.output_shape[-1])
             return KerasEngine(model), labels, None
         content = make_classifier_file(model, precision)
     else:
         content = litert_content(weights, precision, resolution, say)
-    if labels is None:
-        labels = _labels_of(content)
     try:
         opened = {"litert": LitertEngine, "openvino": OpenvinoEngine}[engine](content, threads)
     except (ValueError, RuntimeError) as error:
@@ -278,20 +300,49 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
             f"{weights} makes {opened.output_shape} of an input of shape {opened.input_shape}: a Classifier needs a file "
             "that makes (classes,) of (H, W, C), such as `mnv2 export` writes."
         )
-    return opened, labels, _normalization(weights, content) if opened.takes_floats else None
+    if opened.input.is_plain_integer:
+        raise ValueError(
+            f"{weights} takes {opened.input.dtype} without a scale, which says nothing about brightness: export it with a float32 "
+            "or uint8 input."
+        )
+    said = None
+    if Path(str(weights)).suffix == ".tflite":  # the user's own; what the cache holds is known
+        said = _said_by(weights, content, labels is None)
+    if labels is None:
+        labels = known_labels(weights, content, opened.output_shape[0])
+    return opened, labels, _normalization(said, opened.input)
 
 
-def _normalization(weights, content: bytes) -> tuple[float, float] | None:
-    """What a file of the user's own says that it takes; None for what this package makes anyway, and where nothing is said."""
-    if Path(str(weights)).suffix != ".tflite":
-        return None
+def _said_by(weights, content: bytes, labels_needed: bool):
+    """(mean, std) in a file's metadata, or None."""
     from mnv2_keras.export.metadata import read_metadata
 
-    found = read_metadata(content).normalization
-    return None if found == (127.5, 127.5) else found
+    about = read_metadata(content)
+    if labels_needed and about.missing:
+        raise ValueError(
+            f"{weights} does not hold the {about.missing[0]} that its metadata names, so its end was cut off: copy or export it "
+            "again, or give labels."
+        )
+    return about.normalization
 
 
-def _keras_model(weights, precision: str, resolution):
+def _normalization(said, end):
+    """(mean, std) of the pixels from 0 to 255 that an input takes; None for [-1, 1].
+
+    uint8 takes the pixels as they are, whatever scale and metadata say: MediaPipe does so, and files are made for it. int8 takes
+    what the metadata says; without any, the 256 levels of its range.
+    """
+    if said is None or end.dtype == "uint8":
+        return end.levels
+    return None if said == (127.5, 127.5) else said
+
+
+def known_labels(weights, content: bytes, classes: int) -> Sequence[str] | None:
+    """The labels within a .tflite file that was made of some weights, else those beside the weights, else None."""
+    return _labels_of(content) or labels_beside(weights, classes)
+
+
+def _keras_model(weights, resolution):
     if not isinstance(weights, str | os.PathLike):
         if not hasattr(weights, "layers"):
             raise ValueError(
@@ -302,8 +353,6 @@ def _keras_model(weights, precision: str, resolution):
                 "A Keras model has its own resolution: build it with input_shape, and leave resolution out."
             )
         return weights
-    if precision != "float32":
-        raise ValueError(f"engine 'keras' computes in float32, not {precision!r}: use engine='litert'.")
     from mnv2_keras.models.conversion import open_model
 
     return open_model(weights, size=(resolution, resolution) if resolution else None)[0]

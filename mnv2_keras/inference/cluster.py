@@ -22,7 +22,7 @@ from urllib.parse import quote
 from mnv2_keras import __version__
 from mnv2_keras.atomic import replacing, write_bytes
 from mnv2_keras.images import IMAGE_SUFFIXES, ImageError, find_images
-from mnv2_keras.inference.classifier import Classification, Classifier
+from mnv2_keras.inference.classifier import Classification, Classifier, known_labels
 from mnv2_keras.inference.model_cache import litert_content
 from mnv2_keras.inference.results import rows_of, schema, write_parquet
 
@@ -105,7 +105,11 @@ def predict_on_cluster(
         "top": top,
         "folder": str(Path.cwd()),
     }
-    _Worker(**work).classifier.close()  # what is wrong with the weights or the labels is told before anything starts
+    checked = _Worker(**work).classifier  # what is wrong with the weights or the labels is told before anything starts
+    checked.close()
+    if labels is None:  # the workers have the converted file only, not what lies beside the weights
+        found = known_labels(weights, work["content"], len(checked.labels))
+        work["labels"] = found and list(found)
     size = part or min(max(len(photos) // 64, 16), 1024)
     parts = [photos[i : i + size] for i in range(0, len(photos), size)]
     folder = output.with_name(f"{output.name}.parts")

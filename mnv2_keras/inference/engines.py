@@ -23,14 +23,26 @@ class End:
         self.index = details["index"]
         self._dtype = np.dtype(details["dtype"])
         self._scale, self._zero_point = details["quantization"]  # a scale of 0: plain numbers
-        self.is_float = not self._scale
+        self.dtype = self._dtype.name
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """(mean, std) under which `stored` keeps pixels from 0 to 255 as they are, its least number black; None but for 8 bits."""
+        if self.dtype not in ("uint8", "int8"):
+            return None
+        return float(self._zero_point - np.iinfo(self._dtype).min), 1 / (self._scale or 1)
+
+    @property
+    def is_plain_integer(self) -> bool:
+        """Whether it holds integers that nothing gives a meaning."""
+        return self._dtype.kind != "f" and not self._scale and self.levels is None
 
     def stored(self, values: np.ndarray) -> np.ndarray:
         """float32 values as the file takes them."""
-        if not self._scale:
+        if self._dtype.kind == "f":
             return values
         limits = np.iinfo(self._dtype)
-        steps = np.rint(values * np.float32(1 / self._scale)) + np.float32(self._zero_point)
+        steps = np.rint(values * np.float32(1 / (self._scale or 1))) + np.float32(self._zero_point)
         return np.clip(steps, limits.min, limits.max, out=steps).astype(self._dtype)
 
     def real(self, stored: np.ndarray) -> np.ndarray:
@@ -49,7 +61,7 @@ class LitertEngine:
 
     Attributes:
         input_shape: (H, W, C).
-        takes_floats: whether the input is kept as float.
+        input: how the input is kept.
         outputs: number of outputs.
         output_shape: of the first output, its batch axis left out.
     """
@@ -62,9 +74,9 @@ class LitertEngine:
         first = self._open(self._threads)
         self._give_back(first, self._threads)
         details = first.get_input_details()[0]
-        self._input, self._ends = End(details), [End(each) for each in first.get_output_details()]
+        self.input, self._ends = End(details), [End(each) for each in first.get_output_details()]
         self.input_shape = tuple(int(side) for side in details["shape"][1:])
-        self.takes_floats, self.outputs = self._input.is_float, len(self._ends)
+        self.outputs = len(self._ends)
         self.output_shape = tuple(int(side) for side in first.get_output_details()[0]["shape"][1:])
 
     def _open(self, threads: int):
@@ -99,7 +111,7 @@ class LitertEngine:
         """
         with self._borrowed(self._threads if alone else 1) as interpreter:
             # A copy less than `set_tensor` makes.
-            interpreter.tensor(self._input.index)()[0] = self._input.stored(image)
+            interpreter.tensor(self.input.index)()[0] = self.input.stored(image)
             interpreter.invoke()
             end = self._ends[output]
             return end.real(interpreter.get_tensor(end.index)[0])
@@ -115,7 +127,7 @@ class OpenvinoEngine:
 
     Args:
         content: the file.
-        threads: of one run; None for OpenVINO's choice.
+        threads: of one run, and of all that run at once; None for OpenVINO's choice.
     """
 
     #: OpenVINO's first look at NumPy waits for itself when two threads take it at once: one takes it, before there are others.
@@ -143,24 +155,24 @@ class OpenvinoEngine:
         from ai_edge_litert.interpreter import Interpreter
 
         scheme = Interpreter(model_content=content)  # OpenVINO does not say what the numbers of an int8 file mean
-        self._input = End(scheme.get_input_details()[0])
+        self.input = End(scheme.get_input_details()[0])
         self._ends = [End(each) for each in scheme.get_output_details()]
         model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-        settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self._alone = core.compile_model(model, "CPU", settings)
+        self._settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        self._alone = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"} | self._settings)
         self._model, self._core = model, core
         self._together = None
         self._lock = threading.Lock()
         self._idle: dict[bool, list] = {True: [], False: []}
         self.input_shape = tuple(int(side) for side in self._alone.inputs[0].shape)[1:]
-        self.takes_floats, self.outputs = self._input.is_float, len(self._alone.outputs)
+        self.outputs = len(self._alone.outputs)
         self.output_shape = tuple(int(side) for side in self._alone.outputs[0].shape)[1:]
 
     @contextmanager
     def _borrowed(self, alone: bool) -> Iterator:
         with self._lock:
             if not alone and self._together is None:
-                settings = {"PERFORMANCE_HINT": "THROUGHPUT"}
+                settings = {"PERFORMANCE_HINT": "THROUGHPUT"} | self._settings
                 self._together = self._core.compile_model(self._model, "CPU", settings)
             compiled = self._alone if alone else self._together
             request = self._idle[alone].pop() if self._idle[alone] else compiled.create_infer_request()
@@ -173,7 +185,7 @@ class OpenvinoEngine:
     def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
         """As in `LitertEngine.run`."""
         with self._borrowed(alone) as request:
-            request.infer({0: self._input.stored(image[None])}, share_inputs=True)
+            request.infer({0: self.input.stored(image[None])}, share_inputs=True)
             return self._ends[output].real(request.get_output_tensor(output).data[0].copy())
 
     def close(self) -> None:

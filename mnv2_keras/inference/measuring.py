@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.inference.classifier import Classifier
-from mnv2_keras.inference.model_cache import litert_content
+from mnv2_keras.inference.model_cache import litert_content, path_of
 
 #: What is measured unless asked otherwise.
-VARIANTS = ("litert float32", "litert float16", "litert int8")
-ALL_VARIANTS = (*VARIANTS, "litert dynamic", "openvino float32", "openvino int8", "keras float32")
+VARIANTS = ("litert float32", "litert float16", "litert int8", "keras float32")
+ALL_VARIANTS = (*VARIANTS, "litert dynamic", "openvino float32", "openvino int8")
 
 #: Calls before the clock counts: caches fill, kernels are chosen.
 _WARM_UP = 3
@@ -43,7 +43,7 @@ class Measurement:
 
 def measure(
     weights: str | os.PathLike,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] | None = None,
     threads: Sequence[int] | None = None,
     rounds: int = 50,
     cold: bool = True,
@@ -53,18 +53,23 @@ def measure(
 
     Args:
         weights: as `Classifier` takes them.
-        variants: "ENGINE PRECISION", any of `ALL_VARIANTS`. An int8 file for this purpose is calibrated on noise: as fast as
-            another, of no other use.
+        variants: "ENGINE PRECISION", any of `ALL_VARIANTS`; None for `VARIANTS`. An int8 file for this purpose is calibrated on
+            noise: as fast as another, of no other use. A .tflite has one precision, its own, in LiteRT and OpenVINO.
         threads: numbers of threads; None for 1 and all cores.
         rounds: calls of each variant.
         cold: whether to measure cold starts and memory too, in processes of their own.
         say: called with a sentence before something that takes long.
 
     Raises:
-        ValueError: an unknown variant, or fewer than 1 round or thread.
+        ValueError: an unknown variant, or one that a .tflite does not have; fewer than 1 round or thread.
     """
-    if unknown := [each for each in variants if each not in ALL_VARIANTS]:
-        raise ValueError(f"variant {unknown[0]!r}: expected any of {', '.join(ALL_VARIANTS)}.")
+    possible, usual = ALL_VARIANTS, VARIANTS
+    if path_of(weights).suffix == ".tflite":
+        own = precision_of(litert_content(weights, "float32", None))
+        possible, usual = (f"litert {own}", f"openvino {own}"), (f"litert {own}",)
+    variants = usual if variants is None else variants
+    if unknown := [each for each in variants if each not in possible]:
+        raise ValueError(f"variant {unknown[0]!r}: of {weights} expected any of {', '.join(possible)}.")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}: measure at least 1.")
     threads = sorted({1, os.cpu_count() or 1}) if threads is None else list(threads)
@@ -93,9 +98,11 @@ def measure(
 
 
 def prepared_file(weights, engine: str, precision: str, folder: Path, say) -> str:
-    """A file (or the weights themselves, for Keras) to measure."""
+    """A file to measure: the weights themselves for Keras, and where they are a .tflite."""
     if engine == "keras":
         return str(weights)
+    if (path := path_of(weights)).suffix == ".tflite":
+        return str(path)
     file = folder / f"{precision}.tflite"
     if not file.exists():
         content = litert_content(weights, "float32" if precision == "int8" else precision, None, say)
@@ -109,6 +116,20 @@ def prepared_file(weights, engine: str, precision: str, folder: Path, say) -> st
             content = quantize_int8(content, collect(content, images).ranges())
         file.write_bytes(content)
     return str(file)
+
+
+def precision_of(content: bytes) -> str:
+    """What a .tflite computes in, as `export_litert` calls it."""
+    from mnv2_keras.convert.sources.tflite import TfliteFile
+
+    file = TfliteFile(content)
+    computed = {file.dtype(int(each.outputs[0])).name for each in file.graph.operators}
+    if computed & {"int8", "uint8"}:
+        return "int8"
+    if "int16" in computed:
+        return "int16x8"
+    kept = {file.dtype(i).name for i in range(len(file.graph.tensors))}
+    return "dynamic" if "int8" in kept else "float16" if "float16" in kept else "float32"
 
 
 def _interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
@@ -177,7 +198,10 @@ def to_csv(measured: Sequence[Measurement]) -> str:
 
 
 def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
-    """Draw the median latencies, with p90, as bars into a .png or .svg file."""
+    """Draw the median latencies, with p90, as bars into a .png or .svg file, all of it or nothing."""
+    from mnv2_keras.export.report import check_plot, save_plot
+
+    check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,5 +215,4 @@ def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
         xerr=[[0] * len(rows), [each.p90_ms - each.p50_ms for each in rows]],
     )
     axes.set_xlabel("milliseconds a photo: median, and up to p90")
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return save_plot(figure, path)

@@ -21,7 +21,7 @@ from mnv2_keras.shipped import shipped_file
 log = logging.getLogger("mnv2_keras")
 
 #: Goes up when what is made from the same weights changes.
-_FORMAT = 2
+_FORMAT = 3
 
 #: What is made from weights alone; int8 needs photos, so it is `export_litert`'s.
 PRECISIONS = ("float32", "float16", "dynamic")
@@ -206,7 +206,7 @@ def _convert_job(folder: Path) -> None:
 def _make(weights: str, precision: str, resolution: int | None) -> bytes:
     from mnv2_keras.models.conversion import open_model
 
-    model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
+    model, _ = open_model(weights, size=None if resolution is None else (resolution, resolution))
     return make_classifier_file(model, precision, here=True)
 
 
@@ -226,7 +226,7 @@ def check_classifier(model) -> None:
 
 
 def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
-    """A classifier's file: probabilities, then pooled features where the model pools; with its labels.
+    """A classifier's file: probabilities, then pooled features where the model pools. Labels are found without it.
 
     Args:
         model: a classifier.
@@ -239,8 +239,7 @@ def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
     import keras
 
     from mnv2_keras.export.conversion import check_operators, convert_here, convert_litert, with_signature
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
-    from mnv2_keras.labels import imagenet_labels
+    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input
 
     _check_precision(precision)
     check_classifier(model)
@@ -256,9 +255,7 @@ def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
         check_operators(content, model.name)
     else:
         content = convert_litert(tapped, precision)
-    classes = model.output_shape[-1]
-    labels = imagenet_labels(classes) if classes in (1000, 1001) else [f"class {i}" for i in range(classes)]
-    metadata = classifier_metadata(labels, name=model.name)
+    metadata = classifier_metadata(name=model.name, image=image_input(channels=model.input_shape[-1]))
     if len(outputs) > 1:
         described = metadata.about["subgraph_metadata"][0]["output_tensor_metadata"]
         described.append({"name": "features", "description": "Pooled features."})

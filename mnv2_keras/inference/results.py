@@ -23,10 +23,16 @@ _GROUP = 20_000
 def rows_of(results: Iterable[Classification]) -> Iterator[tuple]:
     """Results as rows of `COLUMNS`."""
     for each in results:
+        photo = _unicode(each.source)
         if each.error is not None:
-            yield str(each.source), None, None, None, None, str(each.error)
+            yield photo, None, None, None, None, _unicode(each.error)
         for i, found in enumerate(each.predictions, 1):
-            yield str(each.source), i, *found, None
+            yield photo, i, *found, None
+
+
+def _unicode(value) -> str:
+    r"""As text; what is none in a file's name, which may hold any bytes, as `\udce9`."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def schema():
