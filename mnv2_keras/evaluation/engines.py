@@ -56,6 +56,7 @@ class LitertRunner:
     def __init__(self, content: bytes, name: str, path: Path | None):
         from mnv2_keras.convert.sources.tflite import TfliteFile
         from mnv2_keras.export.metadata import read_metadata
+        from mnv2_keras.inference.classifier import normalization_of, scaling_of
         from mnv2_keras.inference.engines import LitertEngine
 
         self._engine = LitertEngine(content, threads=1)
@@ -69,16 +70,15 @@ class LitertRunner:
         file = TfliteFile(content)
         # In steps of 1/256 the many small probabilities of an int8 softmax are 0: they need not add up to 1.
         self._logits = not (ends_in_softmax(file) or adds_up(probe))
-        floats = file.dtype(int(file.graph.inputs[0])).kind == "f"
-        said = read_metadata(content).normalization if floats else None
-        self._normalization = None if said == (127.5, 127.5) else said
+        normalization = normalization_of(read_metadata(content).normalization, self._engine.input)
+        self._scaling = None if normalization is None else scaling_of(name, normalization, self.channels)
         self.name, self.labels = name, labels_within(content) or labels_beside(path, self.classes)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""
-        if self._normalization:  # of pixels from 0 to 255
-            mean, std = self._normalization
-            images = ((images * 127.5 + 127.5 - mean) / std).astype(np.float32)
+        if self._scaling:
+            factor, shift = self._scaling
+            images = images * factor + shift
         values = np.stack(list(self._threads.map(lambda image: self._engine.run(image, alone=False), images)))
         return softmax(values) if self._logits else values
 

@@ -99,7 +99,7 @@ class Classifier:
                 f"{weights} takes images of {channels} channels: a Classifier reads photos in RGB or grey."
             )
         self._size, self._channels = (height, width), channels
-        self._scaling = None if normalization is None else _scaling(weights, normalization, channels)
+        self._scaling = None if normalization is None else scaling_of(weights, normalization, channels)
         self._workers = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
@@ -263,7 +263,7 @@ class Classifier:
         return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]
 
 
-def _scaling(weights, normalization, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def scaling_of(weights, normalization, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """What [-1, 1] is multiplied with, and what is added, to get `(pixel - mean) / std`."""
     mean, std = (np.asarray(each, np.float32) for each in normalization)
     for name, each in (("means", mean), ("deviations", std)):
@@ -310,7 +310,7 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
         said = _said_by(weights, content, labels is None)
     if labels is None:
         labels = known_labels(weights, content, opened.output_shape[0])
-    return opened, labels, _normalization(said, opened.input)
+    return opened, labels, normalization_of(said, opened.input)
 
 
 def _said_by(weights, content: bytes, labels_needed: bool):
@@ -326,7 +326,7 @@ def _said_by(weights, content: bytes, labels_needed: bool):
     return about.normalization
 
 
-def _normalization(said, end):
+def normalization_of(said, end):
     """(mean, std) of the pixels from 0 to 255 that an input takes; None for [-1, 1].
 
     uint8 takes the pixels as they are, whatever scale and metadata say: MediaPipe does so, and files are made for it. int8 takes
