@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -331,11 +332,15 @@ def test_stream_reads_no_further_than_it_must(tiny_file):
     assert len(taken) <= 5 + 3 * 2
 
 
-def test_a_stream_ends_with_its_classifier(tiny_file):
+def test_a_stream_ends_with_its_classifier(tiny_file, monkeypatch):
     """Half read or not begun: one sentence, and no thread is left."""
     photos = [np.zeros((8, 8, 3), np.uint8)] * 50
     before = threading.active_count()
     classifier = Classifier(tiny_file, threads=2)
+    prepare = classifier._prepare
+    monkeypatch.setattr(
+        classifier, "_prepare", lambda image: time.sleep(0.1) or prepare(image)
+    )  # so that some still wait
     half, cut, unread = classifier.stream(photos), classifier.stream(photos[:5]), classifier.stream(photos)
     next(half), next(cut)
     classifier.close()
