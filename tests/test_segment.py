@@ -156,6 +156,10 @@ def test_closed_and_bad_arguments(small, small_file, testdata, tmp_path):
     with pytest.raises(ValueError, match="closed"):
         segmenter.segment(np.zeros((9, 9, 3), np.uint8))
     segmenter = Segmenter(small)
+    Image.new("RGB", (9, 7)).save(tmp_path / "one.png")
+    for photos in (np.zeros((7, 9, 3), np.uint8), tmp_path, str(tmp_path / "one.png")):
+        (found,) = segmenter.stream(photos)
+        assert found.labels.shape == (7, 9)
     for bad in (np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)):
         with pytest.raises(ValueError, match="a photo is uint8"):
             segmenter.segment(bad)

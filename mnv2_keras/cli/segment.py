@@ -72,7 +72,7 @@ def segment(
                 table.add_row(
                     "" if i else Path(each["photo"]).name, name, f"{share:.1%}", end_section=i + 1 == len(each["areas"])
                 )
-        out.print(table)
+        out.print(table, markup=False)
     if broken:
         err.print(f"{len(broken)} of {len(paths)} photos could not be used.")
         raise typer.Exit(1)

@@ -71,7 +71,7 @@ def evaluate(
     table = Table("class", "IoU")
     for name, value in result["iou"].items():
         table.add_row(name, "absent" if value is None else f"{value:.4f}")
-    out.print(table)
+    out.print(table, markup=False)
     mean, accuracy = result["mean_iou"], result["pixel_accuracy"]
     if mean is None:
         out.print("No pixel is judged: every one is ignored.")

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -49,7 +49,7 @@ class SegmenterReport:
 
     def as_dict(self) -> dict:
         """The report as JSON holds it."""
-        return {"export": asdict(self.export), "agreement": self.agreement, "skipped": self.skipped}
+        return {"export": self.export.as_dict(), "agreement": self.agreement, "skipped": self.skipped}
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the report as JSON, all of it or nothing."""
