@@ -8,6 +8,17 @@ from typing import BinaryIO
 
 
 @contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """An OSError as a sentence that names the file which was wanted, not its draft."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}): what was there before is kept."
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` once all went well; otherwise what was there stays.
 
@@ -17,14 +28,18 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         OSError: no room, no permission.
     """
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = draft.open("xb")  # with the rights that the user's umask gives any new file
     try:
-        with draft.open("xb") as file:  # with the rights that the user's umask gives any new file
+        with opened as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+            with _told(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _told(path):
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -36,13 +51,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
         OSError: no room, no permission; what was there before is untouched.
     """
     path = Path(path).expanduser()
-    try:
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or error}): what was there before is kept."
-        ) from error
+    with replacing(path) as file, _told(path):
+        file.write(content)
     return path
 
 

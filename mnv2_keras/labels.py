@@ -66,7 +66,10 @@ def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     if path is None or path.suffix not in (".keras", ".tflite"):
         return None
     file = path.expanduser().with_name("labels.txt")
-    labels = tuple(file.read_text("utf-8").splitlines()) if file.is_file() else ()
+    try:
+        labels = tuple(file.read_text("utf-8-sig").splitlines()) if file.is_file() else ()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text ({error}): save it as UTF-8.") from error
     return labels if len(labels) == classes else None
 
 

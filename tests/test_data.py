@@ -104,15 +104,22 @@ def test_folders_that_are_no_classes_are_told(tmp_path):
     for part in ("training_set", "test_set"):
         for name in ("cat", "dog"):
             draw(tmp_path / "kaggle" / part / name / "1.png", 3)
-    with pytest.raises(ValueError, match=r"test_set has its images in folders.*holds train and validation"):
+    with pytest.raises(
+        ValueError, match=r"test_set and training_set in .*kaggle have the same folders, such as cat: they are parts"
+    ):
         read_splits(tmp_path / "kaggle")
-    for path in ("train/cat/1.png", "val/cat/1.png", "samples/1.png"):
+    for path in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png", "samples/1.png"):
         draw(tmp_path / "mixed" / path, 3)
-    with pytest.raises(ValueError, match=r"train has its images in folders.*and no other folder"):
+    with pytest.raises(
+        ValueError, match=r"train and val in .*mixed have the same folders.*no other folder beside them"
+    ):
         read_splits(tmp_path / "mixed")
     for path in ("car/1.png", "train/1.png", "train/more/2.png"):
         draw(tmp_path / "vehicles" / path, 3)
     assert read_examples(tmp_path / "vehicles").class_names == ("car", "train")
+    for path in ("n01/images/1.png", "n02/images/1.png", "n02/boxes.txt/2.png"):  # as Tiny ImageNet has them
+        draw(tmp_path / "tiny" / path, 3)
+    assert read_examples(tmp_path / "tiny").class_names == ("n01", "n02")
 
 
 def store(folder, name, labels, split="train"):

@@ -227,6 +227,8 @@ def test_photos_are_paired_by_their_paths(folder, caplog):
     caplog.clear()
     assert [photo.name for photo, _ in photos_and_masks(photos, masks, 4, ["2", "1", "2"]).pairs] == ["2.png", "1.png"]
     assert not caplog.text
+    with pytest.raises(ValueError, match="The list names no photo"):
+        photos_and_masks(photos, masks, 4, [])
     with pytest.raises(
         FileNotFoundError, match=r"1 of 2 listed names are not in .*masks, first 0: expected lines such as 1"
     ):
@@ -259,9 +261,8 @@ def test_what_does_not_fit_is_told_before_the_first_step(folder):
         ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39: .* And 1 more of 3 do not fit"
     ):
         photos_and_masks(photos, masks, 4).check()
-    pairs = photos_and_masks(photos, masks, 4)
-    with pytest.raises(ImageError, match="None of 3 photos with masks can be used: 2.png is 40 x 40"):
-        list(pairs)
+    with pytest.raises(ValueError, match=r"1\.png is 40 x 40, .* And 1 more of 3 do not fit"):
+        evaluate_segmenter(None, photos_and_masks(photos, masks, 4))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -302,7 +303,7 @@ def test_what_cannot_be_read_is_left_out_and_named(folder):
     (photos / "0.png").write_bytes(b"")
     (masks / "2.png").write_bytes(b"broken")
     for reading in (iter, lambda pairs: pairs.shuffled((0, 0))):
-        with pytest.raises(ImageError, match="None of 3 photos with masks can be used: .*png is"):
+        with pytest.raises(ImageError, match="None of 3 photos with masks can be read: .*png is"):
             list(reading(photos_and_masks(photos, masks, 4)))
 
 
@@ -518,7 +519,7 @@ def test_commands(folder, tmp_path):
     assert "2 photos." in result.stdout
     assert "1 images could not be read and were left out:" in result.stderr
     assert "2.png" in result.stderr
-    (folder / "one.txt").write_text("1\n")
+    (folder / "one.txt").write_text("\ufeff1 \n\n", "utf-8")
     command = ["evaluate", "segmentation", str(model), *sources, "--list", str(folder / "one.txt"), "--json"]
     assert json.loads(CliRunner().invoke(command_line(), command).stdout)["photos"] == 1
     wrong = CliRunner().invoke(command_line(), ["train", "segmentation", "-o", "voc.tflite", "--shapes"])

@@ -42,7 +42,7 @@ def bench(
     if plot:
         check_plot(plot)
     measured = measuring.measure(
-        weights, variants or None, threads or None, rounds, cold, say=lambda each: err.print(each, markup=False)
+        weights, variants or None, threads or None, rounds, cold, say=lambda each: err.print(each)
     )
     if output:
         write_bytes(output, measuring.to_csv(measured).encode())

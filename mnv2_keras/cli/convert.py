@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, out, print_json, working
 
@@ -55,6 +56,6 @@ def convert(
             {"output": str(path), "parameters": model.count_params(), "transfer": transfer and transfer.as_dict()}
         )
         return
-    out.print(f"[bold]{path}[/]: {model.name}, input {model.input_shape}, {model.count_params():,} weights")
+    out.print(Text(f"{path}:", "bold"), f"{model.name}, input {model.input_shape}, {model.count_params():,} weights")
     if transfer:
         out.print(transfer.report(), highlight=False)

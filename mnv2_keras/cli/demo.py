@@ -9,6 +9,7 @@ def demo() -> None:
     Exits with 1 when a proof fails.
     """
     import typer
+    from rich.text import Text
 
     with working("importing TensorFlow"):
         from mnv2_keras.demonstration import demonstrate
@@ -16,10 +17,13 @@ def demo() -> None:
     for fact in demonstrate():
         proven &= fact.proven
         out.print(
-            f"{'[bold green]ok[/]  ' if fact.proven else '[bold red]NOT[/] '} {fact.text}",
+            Text("ok  ", "bold green") if fact.proven else Text("NOT ", "bold red"),
+            fact.text,
             highlight=False,
             soft_wrap=True,
         )
     if not proven:
         raise typer.Exit(1)
-    out.print("[bold]Next:[/] mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False)
+    out.print(
+        Text("Next:", "bold"), "mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False
+    )

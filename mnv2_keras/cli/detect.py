@@ -47,7 +47,7 @@ def detect(
     for path, name, result in zip(paths, free_names(paths), results, strict=True):
         if isinstance(result, Exception):
             broken += 1
-            err.print(f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True)
+            err.print(f"skipped {path}: {result}", highlight=False, soft_wrap=True)
             continue
         found = result.as_dict()
         found["picture"] = str(save_picture(result.picture(), output / f"{name}_detections.png"))
@@ -62,7 +62,7 @@ def detect(
     if as_json:
         typer.echo("\n".join(lines))
     else:
-        out.print(table, markup=False)
+        out.print(table)
     if broken:
         err.print(f"{broken} of {len(paths)} photos could not be used.")
         raise typer.Exit(1)

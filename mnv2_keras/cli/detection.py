@@ -179,7 +179,7 @@ def train(
 def tell_left_out(reasons) -> None:
     """Name the boxes that were left out."""
     for reason in reasons:
-        err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
 
 
 def read_data(annotations, images, tfds, split, shapes, model=None, *, side=96, held_out=False):

@@ -93,6 +93,6 @@ def finish(result, receipt: Path | None, picture: Path | None, as_json: bool) ->
     table.add_row("cross-entropy", f"{result.cross_entropy:.4f}")
     worst = sorted(result.per_class().items(), key=lambda item: item[1]["top1"])[:5]
     table.add_row("hardest classes", ", ".join(f"{name} {about['top1']:.1%}" for name, about in worst))
-    out.print(table, markup=False)
+    out.print(table)
     if result.shards != [(1, 1)]:
         err.print("This is a shard: put all of them together with `mnv2 evaluate merge`.")

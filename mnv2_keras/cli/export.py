@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, err, out, print_json, working
 
@@ -112,14 +111,14 @@ def show_agreement(result) -> None:
     for name, share in result.agreement.items():
         table.add_row(Path(name).name, f"{share:.2%}")
     if result.agreement:
-        out.print(table, markup=False)
+        out.print(table)
     for name, reason in result.skipped.items():
-        err.print(f"skipped: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"skipped: {name}: {reason}", highlight=False, soft_wrap=True)
 
 
 def show(result, layers: bool = False) -> None:
     """The report as tables, with one of the layers if wanted."""
-    table = Table(title=Text(f"{result.path}: {result.precision}"), show_header=False)
+    table = Table(title=f"{result.path}: {result.precision}", show_header=False)
     table.add_row("size", f"{result.size:,} bytes")
     table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
     for kind, ends in (("input", result.inputs), ("output", result.outputs)):
@@ -138,16 +137,16 @@ def show(result, layers: bool = False) -> None:
     if result.calibrated:
         table.add_row("calibrated on", f"{result.calibration_images} images: {result.calibrated}")
     table.add_row("time", f"{result.seconds:.1f} s")
-    out.print(table, markup=False)
+    out.print(table)
     if layers and result.layers:
         table = Table("layer", "operator", "signal to noise")
         for layer in result.layers:
             table.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
-        out.print(table, markup=False)
+        out.print(table)
     for each in result.skipped:
-        err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"skipped: {each}", highlight=False, soft_wrap=True)
     for each in result.warnings:
-        err.print(f"warning: {each}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"warning: {each}", highlight=False, soft_wrap=True)
 
 
 def describe_end(end) -> str:

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, err, out, print_json
 
@@ -26,13 +25,12 @@ def inspect(
         err.print(
             f"warning: the metadata names {', '.join(found.metadata.missing)}, which the file does not hold: its end was cut off.",
             highlight=False,
-            markup=False,
             soft_wrap=True,
         )
     if as_json:
         print_json(found.as_dict())
         return
-    table = Table(title=Text(str(file)), show_header=False)
+    table = Table(title=str(file), show_header=False)
     table.add_row("size", f"{found.size:,} bytes, {found.parameters:,} of constants")
     for kind, ends in (("input", found.inputs), ("output", found.outputs)):
         for end in ends:
@@ -55,4 +53,4 @@ def inspect(
         table.add_row("labels", f"{len(labels)}: {', '.join(labels[:3])}, ...")
     if not about:
         table.add_row("metadata", "none")
-    out.print(table, markup=False)
+    out.print(table)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 
 import typer
+from rich.text import Text
 
 from mnv2_keras.cli.screen import err, version
 
@@ -70,13 +71,7 @@ def main() -> None:
     try:
         command_line(named)()
     except (ValueError, OSError) as error:
-        err.print(f"[bold red]mnv2:[/] {_escape(error)}", highlight=False, soft_wrap=True)
+        err.print(Text("mnv2:", "bold red"), str(error), highlight=False, soft_wrap=True)
         sys.exit(2)
     finally:
         gc.freeze()  # nor does anything need to be looked through at the end
-
-
-def _escape(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -71,7 +71,7 @@ def predict(
         results = _watched(classifier.stream(paths, top, "raise" if strict else "skip"), len(paths), errors)
         if output:
             write_results(results, output)
-            err.print(f"{output}: {len(paths)} photos.", highlight=False, markup=False)
+            err.print(f"{output}: {len(paths)} photos.", highlight=False)
         else:
             good = [each for each in results if each.error is None]
             if as_json:
@@ -103,17 +103,17 @@ def _predict_on_cluster(name: str, photos, output, weights, top, precision, reso
             resolution=resolution,
             workers=workers,
             progress=progress,
-            say=lambda sentence: err.print(sentence, markup=False),
+            say=lambda sentence: err.print(sentence),
         )
     resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
-    err.print(f"{output}: {run.images} photos{resumed}.", highlight=False, markup=False)
+    err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
     _report(list(run.broken.values()), run.images)
 
 
 def _report(errors: list[str], total: int) -> None:
     """Name the photos that were passed over; some of them are one exit code, all of them another."""
     for each in errors:
-        err.print(f"skipped: {each}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"skipped: {each}", highlight=False, soft_wrap=True)
     if errors:
         raise typer.Exit(2 if len(errors) == total else 1)
 
@@ -147,4 +147,4 @@ def show(results) -> None:
         for i, each in enumerate(best := result.predictions):
             name = "" if i else result.source.name
             table.add_row(name, str(each.index), each.label, f"{each.score:.3f}", end_section=i == len(best) - 1)
-    out.print(table, markup=False)  # names with brackets are no markup
+    out.print(table)  # names with brackets are no markup

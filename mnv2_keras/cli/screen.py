@@ -13,8 +13,9 @@ from rich.console import Console
 #: A pipe or a log file has no width of its own; a table should not be cut to 80 columns there.
 _WIDTH = None if sys.stdout.isatty() else 140
 
-out = Console(width=_WIDTH, emoji=False)  # `:cat:` in a file's name is no picture of one
-err = Console(stderr=True, emoji=False)
+#: Names of files are printed as they are: `:cat:` is no picture of one, `[red]` no colour.
+out = Console(width=_WIDTH, emoji=False, markup=False)
+err = Console(stderr=True, emoji=False, markup=False)
 
 #: `--json`, on every command that reads.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -48,7 +49,7 @@ def while_it_lasts() -> Iterator[Callable[[str], None]]:
 
         def say(sentence: str) -> None:
             if not err.is_terminal:
-                err.print(sentence, soft_wrap=True, markup=False)
+                err.print(sentence, soft_wrap=True)
                 return
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -14,6 +14,8 @@ Weights = Annotated[
 ]
 Scales = Annotated[str, typer.Option(help="Look at each photo at these sizes, and average: 0.75,1,1.25.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Look at the mirrored photo too.")]
+#: What the names of this command's own files end in: they are no photos.
+MADE = ("_mask", "_segments")
 PASCAL = "deeplabv3_mnv2_pascal_train_aug_2018_01_29"
 
 
@@ -43,9 +45,9 @@ def segment(
             f"-o {output} is a folder of photos too, and masks would be taken for photos: choose another one."
         )
     made = output.expanduser().resolve()
-    paths = [path for path in find_images(photos) if made not in path.resolve().parents]  # not those of an earlier run
+    paths = [path for path in find_images(photos) if not (path.stem.endswith(MADE) and path.resolve().parent == made)]
     if not paths:
-        raise ValueError(f"All photos lie below the output folder {output}: choose another one.")
+        raise ValueError(f"There are no photos but the masks and pictures of an earlier run in {output}: give others.")
     with working("converting"):
         from mnv2_keras.inference.segmenter import Segmenter
 
@@ -56,13 +58,14 @@ def segment(
         for path, stem, result in zip(paths, stems, results, strict=True):
             if isinstance(result, Exception):
                 broken.append(path)
-                err.print(f"skipped {path}: {result}", markup=False, highlight=False, soft_wrap=True)
+                err.print(f"skipped {path}: {result}", highlight=False, soft_wrap=True)
                 continue
             mask = save_mask(result.labels, output / f"{stem}_mask.png")
             picture = save_picture(result.picture(), output / f"{stem}_segments.png")
             found.append(result.as_dict() | {"mask": str(mask), "picture": str(picture)})
     finally:  # also of those before a Ctrl-C
-        write_text(output / "areas.json", json.dumps(found, indent=1) + "\n")
+        if found or broken:
+            write_text(output / "areas.json", json.dumps(found, indent=1) + "\n")
     if as_json:
         print_json(found)
     else:
@@ -72,7 +75,7 @@ def segment(
                 table.add_row(
                     "" if i else Path(each["photo"]).name, name, f"{share:.1%}", end_section=i + 1 == len(each["areas"])
                 )
-        out.print(table, markup=False)
+        out.print(table)
     if broken:
         err.print(f"{len(broken)} of {len(paths)} photos could not be used.")
         raise typer.Exit(1)

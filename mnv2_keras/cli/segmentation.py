@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, err, out, print_json, working
 from mnv2_keras.cli.segment import PASCAL, Flip, Scales, numbers
@@ -71,7 +72,7 @@ def evaluate(
     table = Table("class", "IoU")
     for name, value in result["iou"].items():
         table.add_row(name, "absent" if value is None else f"{value:.4f}")
-    out.print(table, markup=False)
+    out.print(table)
     mean, accuracy = result["mean_iou"], result["pixel_accuracy"]
     if mean is None:
         out.print("No pixel is judged: every one is ignored.")
@@ -114,8 +115,14 @@ def train(
     """
     import dataclasses
 
+    from mnv2_keras.export.report import check_plot
+
+    if plot:
+        check_plot(plot)
+    output = output.expanduser()
     state = output.with_name(f"{output.name}.state.npz")
-    if resume and output.exists() and not state.exists():
+    finished = output.exists() or Path(f"{output}.index").exists()  # of a checkpoint
+    if resume and finished and not state.exists():
         out.print(f"{output} is finished: there is nothing to resume.", highlight=False)
         return
     chosen = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "crop": (crop, crop) if crop else None}
@@ -173,7 +180,9 @@ def train(
     except KeyboardInterrupt:
         if state.exists():
             err.print(
-                "[bold]stopped[/]: the same command with --resume goes on from the last step named.", soft_wrap=True
+                Text("stopped:", "bold"),
+                "the same command with --resume goes on from the last step named.",
+                soft_wrap=True,
             )
         raise
     finally:
@@ -200,7 +209,11 @@ def _pairs(photos, masks, listed, tfds, split, shapes, classes, side=65, held_ou
     if photos:
         from mnv2_keras.data.segmentation import photos_and_masks
 
-        names = None if listed is None else listed.read_text("utf-8").split()
+        names = (
+            None
+            if listed is None
+            else [line.strip() for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
+        )
         return photos_and_masks(photos, masks, classes, names)
     if tfds:
         from mnv2_keras.data.segmentation import tfds_photos_and_masks

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from mnv2_keras.cli.screen import err, out, working
 
@@ -150,7 +151,8 @@ class watched:
         self.bar.__exit__(kind, value, trace)
         if kind is KeyboardInterrupt:
             err.print(
-                "[bold]stopped[/]: the epochs that were finished are kept; the same command with --resume goes on.",
+                Text("stopped:", "bold"),
+                "the epochs that were finished are kept; the same command with --resume goes on.",
                 soft_wrap=True,
             )
 
@@ -158,8 +160,8 @@ class watched:
 def show_broken(broken: dict[str, str], most: int = 20) -> None:
     """Name the images that were left out."""
     if broken:
-        err.print(f"[yellow]{len(broken)} images could not be read and were left out:[/]")
+        err.print(f"{len(broken)} images could not be read and were left out:", style="yellow")
         for path, reason in list(broken.items())[:most]:
-            err.print(f"  {reason if path in reason else f'{path}: {reason}'}", markup=False, highlight=False)
+            err.print(f"  {reason if path in reason else f'{path}: {reason}'}", highlight=False)
         if len(broken) > most:
             err.print(f"  and {len(broken) - most} more")

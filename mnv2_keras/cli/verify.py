@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from mnv2_keras.cli.screen import Json, out, print_json, working
 
@@ -49,7 +50,7 @@ def verify(
         )
         for each in result.endpoints:
             if full or not each.passed or "/" not in each.endpoint:
-                mark = "[green]equal[/]" if each.passed else "[bold red]differs[/]"
+                mark = Text("equal", "green") if each.passed else Text("differs", "bold red")
                 table.add_row(each.endpoint, f"{each.max_abs:.2e}", f"{each.range_relative:.1e}", mark)
         out.print(table)
         if result.constants:
@@ -62,9 +63,10 @@ def verify(
         if result.passed:
             worst = f"worst {result.worst.range_relative:.1e} at {result.worst.endpoint}"
             out.print(
-                f"[bold green]passed[/]: {len(result.endpoints)} endpoints within {tolerance:g} of their range, {worst}."
+                Text("passed:", "bold green"),
+                f"{len(result.endpoints)} endpoints within {tolerance:g} of their range, {worst}.",
             )
         else:
-            out.print(f"[bold red]failed[/]: {result.failure}", highlight=False)
+            out.print(Text("failed:", "bold red"), result.failure, highlight=False)
     if not result.passed:
         raise typer.Exit(1)

@@ -278,12 +278,16 @@ def _class_folders(folder: Path) -> Examples:
             f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat."
         )
     files = [find_images(each) for each in classes]  # an empty one is an error that names it
-    for each, found in zip(classes, files, strict=True):
-        if all(path.parent != each for path in found):
-            raise ValueError(
-                f"{each} has its images in folders, as a part of the data has: expected images of one class in it. Give the folder "
-                "that holds the class folders, or one that holds train and validation (or val, test) and no other folder."
-            )
+    inner = [{path.relative_to(each).parts[0] for path in found} for each, found in zip(classes, files, strict=True)]
+    parts = [each for each, names in zip(classes, inner, strict=True) if all((each / name).is_dir() for name in names)]
+    shared = (
+        set.intersection(*(names for each, names in zip(classes, inner, strict=True) if each in parts)) if parts else ()
+    )
+    if len(parts) > 1 and len(shared) > 1:
+        raise ValueError(
+            f"{parts[0].name} and {parts[1].name} in {folder} have the same folders, such as {min(shared)}: they are parts of the "
+            "data, no classes. Call them train and validation (or val, test), with no other folder beside them."
+        )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(each) for each in files])
     return Examples(list(itertools.chain(*files)), labels, tuple(each.name for each in classes))
 
@@ -441,7 +445,7 @@ def _builder(name: str):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(
+        raise FileNotFoundError(
             f"data is {name!r}, which is no folder and no file; to read it from TFDS, pip install 'mnv2-keras[data]'."
         ) from error
     try:

@@ -32,7 +32,7 @@ class PhotoMaskFolder:
     Attributes:
         pairs: (photo, mask) paths, sorted by name.
         classes: labels run from 0 to below it; 255 is ignored.
-        broken: photos left out so far because they or their masks cannot be used, with the reason.
+        broken: photos left out so far because they or their masks cannot be read, with the reason.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -43,22 +43,23 @@ class PhotoMaskFolder:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All that can be used, in their order.
+        """All that can be read, in their order.
 
         Raises:
             ImageError: not one of them can.
+            ValueError: as `read` does for what can be read and does not fit.
         """
-        return (pair for index in range(len(self)) if (pair := self._usable(index)))
+        return (pair for index in range(len(self)) if (pair := self._readable(index)))
 
     def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One pass of `len(self)` pairs from its `start` on, in the order that the seed gives.
 
-        For one that cannot be used the next one that can is given, so that a pass has one length whatever is broken.
+        For one that cannot be read the next one that can is given, so that a pass has one length whatever is broken.
         """
         order = np.random.default_rng(seed).permutation(len(self))
         for place in range(start, len(self)):
             chain = itertools.chain(order[place:], order[:place])
-            yield next(pair for index in chain if (pair := self._usable(index)))
+            yield next(pair for index in chain if (pair := self._readable(index)))
 
     def check(self, progress: Callable[[int], None] | None = None) -> None:
         """Look at every pair before a long training does: what cannot be read is noted in `broken`.
@@ -76,7 +77,7 @@ class PhotoMaskFolder:
             try:
                 self.read(index)
             except (ImageError, OSError):
-                self._usable(index)
+                self._readable(index)
             except ValueError as error:
                 return str(error)
             return None
@@ -91,14 +92,14 @@ class PhotoMaskFolder:
             others = f" And {len(faults) - 1} more of {len(self)} do not fit." if len(faults) > 1 else ""
             raise ValueError(faults[0] + others)
 
-    def _usable(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def _readable(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """The pair, or None once its fault is noted."""
         try:
             return self.read(index)
-        except (ValueError, OSError) as error:
+        except (ImageError, OSError) as error:
             self.broken[str(self.pairs[index][0])] = str(error)
             if len(self.broken) == len(self):
-                raise ImageError(f"None of {len(self)} photos with masks can be used: {error}") from error
+                raise ImageError(f"None of {len(self)} photos with masks can be read: {error}") from error
             return None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +170,8 @@ def photos_and_masks(
                     f"{next(iter(found))}."
                 )
         both = list(dict.fromkeys(names))
+        if not both:
+            raise ValueError("The list names no photo: expected one name a line.")
     elif len(both) < len(by_name[0]):
         alone = next(name for name in by_name[0] if name not in by_name[1])
         told = f"{len(by_name[0]) - len(both)} of {len(by_name[0])} photos have no mask in {masks}, first {alone}"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mnv2_keras.evaluation.classification import Evaluation
-from mnv2_keras.training.history import save_figure
+from mnv2_keras.export.report import save_plot
 
 #: With more classes than this, numbers and names would be too small to read.
 NAMED = 30
@@ -35,5 +35,5 @@ def plot_confusions(evaluation: Evaluation, path: str | os.PathLike) -> Path:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     path = Path(path)
-    save_figure(figure, path)
+    save_plot(figure, path)
     return path

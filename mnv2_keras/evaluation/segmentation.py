@@ -124,13 +124,15 @@ def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
         progress: called after each photo with the number of photos done.
 
     Returns:
-        The matrix over all photos that can be used (`pairs.broken` of a folder names the others); only one photo is in memory
+        The matrix over all photos that can be read (`pairs.broken` of a folder names the others); only one photo is in memory
         at a time.
 
     Raises:
-        ValueError: a photo or mask that cannot be used, naming it.
+        ValueError: photos and masks that do not fit each other, naming them; a folder is looked at before the first.
     """
     matrix = ConfusionMatrix(max(pairs.classes, segmenter.classes or 0))
+    if hasattr(pairs, "check"):
+        pairs.check()
     for done, (photo, mask) in enumerate(pairs, start=1):
         matrix.update(mask, segmenter.segment(photo).labels)
         if progress:

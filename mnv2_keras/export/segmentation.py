@@ -76,7 +76,7 @@ def export_segmenter(
         precision: "float32", "float16", "dynamic", "int8" or "int16x8" (see `export_litert`).
         output: "logits" (1, H, W, classes), which MediaPipe takes, or "labels" (1, H, W), int32, for apps that run LiteRT.
         calibration: for int8 and int16x8: photos (paths, folders, uint8 arrays or "tfds:NAME:SPLIT"), padded as the exporter
-            does; of more than 128 as many, evenly spread.
+            does; of more than 128 as many, evenly spread (of TFDS the first ones).
         photos: to compare on, likewise; the calibration's when None.
         labels: one for each class; otherwise Pascal VOC's for 21 classes, "class N" for others.
         resolution: (height, width) for a model that takes any size.

@@ -190,7 +190,7 @@ class Classifier:
             raise ValueError(f"on_error is {on_error!r}: expected 'skip' or 'raise'.")
         self._check_open()
         # By themselves these would be taken apart: into letters, bytes, rows.
-        if isinstance(images, ImageSource | np.ndarray):
+        if isinstance(images, ImageSource | np.ndarray | list | tuple):
             images = _as_list(images)
         return self._stream(images, top, on_error)
 

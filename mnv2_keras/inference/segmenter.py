@@ -40,7 +40,7 @@ class Segmentation:
     @property
     def areas(self) -> dict[str, float]:
         """Share of the photo that each class present covers, the largest first; they add up to 1."""
-        return {self.names[label]: share for label, share in self._shares()}
+        return {self._name(label): share for label, share in self._shares()}
 
     def as_dict(self) -> dict:
         """Size and class areas, as JSON holds them."""
@@ -70,8 +70,11 @@ class Segmentation:
         for i, (label, share) in enumerate(present):
             left, top = (i % per_line) * 12 * text + text // 2, height + (i // per_line) * 2 * text + text // 2
             draw.rectangle([left, top, left + text, top + text], fill=tuple(palette[label].tolist()), outline="black")
-            draw.text((left + 1.5 * text, top), f"{self.names[label]} {share:.1%}", fill="black", font=font)
+            draw.text((left + 1.5 * text, top), f"{self._name(label)} {share:.1%}", fill="black", font=font)
         return canvas
+
+    def _name(self, label: int) -> str:
+        return self.names[label] if label < len(self.names) else f"class {label}"
 
     def _shares(self) -> list[tuple[int, float]]:
         """(label, share of the photo) of each class present, the largest first."""
@@ -199,8 +202,8 @@ class _LiteRT:
         self.classes = int(made["shape"][-1]) if rank == 4 else 0
         files = [text for file, text in associated_files(content).items() if file.endswith(".txt")]
         self.names = tuple(files[0].decode().splitlines()) if files else None
-        if not self.classes and not self.names:  # Google's own files of Pascal VOC, or one without metadata
-            self.names = (*voc_labels(), *(f"class {i}" for i in range(len(voc_labels()), MOST_CLASSES)))
+        if not self.classes:  # Google's own files are of Pascal VOC
+            self.names = self.names or voc_labels()
         self._lock = Lock()
 
     def labels(self, photo: np.ndarray) -> np.ndarray:

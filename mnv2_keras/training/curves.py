@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mnv2_keras.training.history import save_figure
+from mnv2_keras.export.report import save_plot
 
 _LOSSES = ("loss", "classification", "localization", "l2")
 _JUDGED = {"AP50": "mAP at IoU 0.5", "AP": "COCO AP", "mean_iou": "mean IoU"}
@@ -34,5 +34,4 @@ def plot_training(rows: list[dict], path: str | Path) -> Path:
     for each in axes:
         each.grid(alpha=0.3)
         each.legend()
-    save_figure(figure, path)
-    return path
+    return save_plot(figure, path)

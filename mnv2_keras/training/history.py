@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from mnv2_keras.atomic import write_bytes, write_text
+from mnv2_keras.export.report import save_plot
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -38,14 +39,7 @@ def write_curves(path: Path, rows: list[dict]) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.legend()
-    save_figure(figure, path)
-
-
-def save_figure(figure, path: Path) -> None:
-    """A matplotlib figure as PNG, the file replaced as a whole."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    write_bytes(path, content.getvalue())
+    save_plot(figure, path)
 
 
 def write_tensorboard(folder: Path, row: dict) -> None:

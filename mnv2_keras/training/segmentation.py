@@ -200,9 +200,17 @@ def train_segmenter(
     done = rows[-1]["step"] if rows else 0
 
     def keep() -> None:
+        arrays = [np.asarray(each) for each in variables]
+        if not all(
+            np.isfinite(array).all() for array in arrays
+        ):  # the loss was that of the weights before the last step
+            raise Diverged(f"A weight is no number any more after step {rows[-1]['step']}: {advice}.")
         if state is not None:
-            save_state(state, [np.asarray(each) for each in variables], {"identity": identity, "rows": rows})
+            save_state(state, arrays, {"identity": identity, "rows": rows})
 
+    advice = f"start anew with a learning rate below {recipe.learning_rate:.3g}, or check the photos and masks"
+    if not rows:
+        keep()  # so that a run that is stopped at once is known as one
     if rows and evaluate and not rows[-1].keys() - _BASE:  # stopped while it was judged
         rows[-1] |= evaluate()
         keep()
@@ -217,10 +225,7 @@ def train_segmenter(
             raise ValueError(_cause(error) + _kept(rows, state)) from error
         losses.append(float(train_step(images, masks)))
         if not math.isfinite(losses[-1]):
-            raise Diverged(
-                f"The loss is {losses[-1]} at step {number}: start anew with a learning rate below {recipe.learning_rate:.3g}, or "
-                "check the photos and masks."
-            )
+            raise Diverged(f"The loss is {losses[-1]} at step {number}: {advice}.")
         row = None
         if number % every == 0 or number == recipe.steps:
             row = {"step": number, "loss": sum(losses) / len(losses), "seconds": round(time.monotonic() - start, 2)}
