@@ -130,9 +130,9 @@ def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
     Raises:
         ValueError: photos and masks that do not fit each other, naming them; a folder is looked at before the first.
     """
-    matrix = ConfusionMatrix(max(pairs.classes, segmenter.classes or 0))
     if hasattr(pairs, "check"):
         pairs.check()
+    matrix = ConfusionMatrix(max(pairs.classes, segmenter.classes or 0))
     for done, (photo, mask) in enumerate(pairs, start=1):
         matrix.update(mask, segmenter.segment(photo).labels)
         if progress:
