@@ -62,7 +62,7 @@ def test_a_run_learns_and_leaves_its_files(whole):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["val_loss"]) == run.history[-1]["val_loss"]
     with Image.open(folder / "curves.png") as picture:
-        assert picture.size == (1200, 350)
+        assert picture.size == (1440, 420)
     assert (folder / "labels.txt").read_text().split() == ["dark", "bright"]
     assert json.loads((folder / "recipe.json").read_text())["network"]["table"] == [[1, 8, 1, 1], [6, 8, 1, 2]]
     assert {path.name for path in folder.iterdir()} == {
