@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import Json, err, out, print_json
+from mnv2_keras.cli.screen import Json, err, out, print_json, working
 
 
 def bench(
@@ -38,7 +38,11 @@ def bench(
     from mnv2_keras.atomic import write_bytes
     from mnv2_keras.export.report import check_plot
     from mnv2_keras.inference import measuring
+    from mnv2_keras.inference.model_cache import path_of
 
+    if path_of(weights).suffix != ".tflite":  # Keras, and what is quantised for this purpose, need TensorFlow here
+        with working("importing TensorFlow"):
+            pass
     if plot:
         check_plot(plot)
     measured = measuring.measure(
