@@ -33,3 +33,34 @@ def own_cache(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.delenv("MNV2_MIRROR", raising=False)
     monkeypatch.delenv("MNV2_OFFLINE", raising=False)
     return home
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network with the goldens' weights, and its checkpoint's arrays."""
+    from small_checkpoints import filled
+
+    return filled()
+
+
+@pytest.fixture
+def prefix(network, tmp_path):
+    """The same as a checkpoint."""
+    from mnv2_keras.convert.checkpoint import write_checkpoint
+
+    return write_checkpoint(network[1], tmp_path / "mobilenet_v2_0.1_32.ckpt")
+
+
+@pytest.fixture
+def shapes_folder(tmp_path) -> Path:
+    """Three drawn pictures as photos and masks."""
+    from PIL import Image
+
+    from mnv2_keras.data.segmentation_shapes import DrawnShapes
+    from mnv2_keras.masks import save_mask
+
+    (tmp_path / "photos").mkdir()
+    for i, (photo, mask) in enumerate(DrawnShapes(3, 40)):
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{i}.png")
+        save_mask(mask, tmp_path / "masks" / f"{i}.png")
+    return tmp_path

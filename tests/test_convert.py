@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_checkpoints import archive_of, filled, same_weights, small
+from small_checkpoints import archive_of, same_weights, small
 
 from mnv2_keras import Row, build_mobilenetv2, convert_checkpoint, load_checkpoint, save_checkpoint
 from mnv2_keras.convert.assign import load_arrays
@@ -15,16 +15,6 @@ from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.recognition import recognise
 from mnv2_keras.weights import save_model
-
-
-@pytest.fixture(scope="module")
-def network():
-    return filled()
-
-
-@pytest.fixture
-def prefix(network, tmp_path):
-    return write_checkpoint(network[1], tmp_path / "mobilenet_v2_0.1_32.ckpt")
 
 
 def test_round_trip_is_exact(network, tmp_path):

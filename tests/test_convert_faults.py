@@ -11,21 +11,11 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from small_checkpoints import archive_of, filled, same_weights, small
+from small_checkpoints import archive_of, same_weights, small
 
 from mnv2_keras import build_mobilenetv2, convert_checkpoint, load_checkpoint, save_checkpoint
 from mnv2_keras.convert.checkpoint import MAX_MEMBER_BYTES, write_checkpoint
 from mnv2_keras.weights import save_model
-
-
-@pytest.fixture(scope="module")
-def network():
-    return filled()
-
-
-@pytest.fixture
-def prefix(network, tmp_path):
-    return write_checkpoint(network[1], tmp_path / "mobilenet_v2_0.1_32.ckpt")
 
 
 def broken(arrays, **changes):
