@@ -65,9 +65,9 @@ def postprocessing(archive: str, rounds: int) -> dict[str, float]:
 def litert(archive: str, rounds: int) -> dict[str, float]:
     """The int8 file with fused post-processing and the same network without."""
     from mnv2_keras import convert_checkpoint
-    from mnv2_keras.convert.sources.tflite import open_interpreter
     from mnv2_keras.export.detection import export_detector
     from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.tflite import open_interpreter
 
     model = convert_checkpoint(archive)
     photos = [np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (300, 300, 3), np.uint8) for seed in range(2)]

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from PIL import Image
 
+from mnv2_keras.conversion import convert_checkpoint
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
@@ -25,7 +26,6 @@ from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import evaluate
 from mnv2_keras.evaluation.engines import open_engine
 from mnv2_keras.export.litert import export_litert
-from mnv2_keras.models.conversion import convert_checkpoint
 from mnv2_keras.training.recipes import DIGITS
 from mnv2_keras.weights import save_checkpoint
 

@@ -28,8 +28,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from mnv2_keras.atomic import write_bytes
+from mnv2_keras.inference.benchmark import prepared_file
 from mnv2_keras.inference.classifier import Classifier
-from mnv2_keras.inference.measuring import prepared_file
 
 #: Floating-point operations of one image: twice the multiply-adds.
 _GFLOP = 0.6016
@@ -56,7 +56,7 @@ class Contenders:
     def model(self):
         """The converted Keras model."""
         if self._model is None:
-            from mnv2_keras.models.conversion import convert_checkpoint
+            from mnv2_keras.conversion import convert_checkpoint
 
             self._model = convert_checkpoint(self.weights)
         return self._model
@@ -279,7 +279,7 @@ def torch_network(torch):
 
 def folded_layers(path: str) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     """(kernel OIHW, bias, depthwise) of every convolution of a float .tflite, in order."""
-    from mnv2_keras.convert.sources.tflite import TfliteFile
+    from mnv2_keras.tflite import TfliteFile
 
     file = TfliteFile(path)
     found = []

@@ -28,7 +28,7 @@ from mnv2_keras.data.augmentation import AUGMENTATIONS
 from mnv2_keras.data.batches import steps_per_epoch, training_batches
 from mnv2_keras.data.classification import read_examples
 from mnv2_keras.images import find_images, read_image
-from mnv2_keras.models.classifier import build_mobilenetv2
+from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.training.linear_probe import linear_probe
 from mnv2_keras.training.loop import Step
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe

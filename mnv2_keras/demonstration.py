@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_keras.analysis import analyze
-from mnv2_keras.convert.assign import load_arrays
+from mnv2_keras.bundled import digits_network, sample_digits, shipped_file
+from mnv2_keras.conversion import convert_checkpoint, verify_checkpoint
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.goldens import name_rule_value, shipped_golden
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.labels import decode_predictions
-from mnv2_keras.models.classifier import build_mobilenetv2
-from mnv2_keras.models.conversion import convert_checkpoint, verify_checkpoint
+from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.preprocessing import preprocess_image
-from mnv2_keras.shipped import digits_network, sample_digits, shipped_file
 from mnv2_keras.weights import save_checkpoint
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import keras
 
-from mnv2_keras.convert.assign import Transfer, load_variables, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from mnv2_keras.convert.names import depth, variables
+from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
 from mnv2_keras.fetch import fetch_checkpoint
 from mnv2_keras.registry import get_checkpoint, imagenet_checkpoint, list_checkpoints
 

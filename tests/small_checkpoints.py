@@ -5,9 +5,9 @@ import tarfile
 import numpy as np
 
 from mnv2_keras import build_mobilenetv2
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.transfer import load_arrays
 
 
 def arrays_of(model):

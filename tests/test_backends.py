@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mnv2_keras import build_mobilenetv2
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.transfer import load_arrays
 
 OPTIONS = [
     {"alpha": 0.35, "input_shape": (97, 64, 3), "classes": 11},
@@ -40,7 +40,7 @@ sys.meta_path.insert(0, WithoutTensorFlow())
 import keras
 import numpy as np
 from mnv2_keras import build_mobilenetv2
-from mnv2_keras.convert.assign import load_arrays
+from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
 backend, out = sys.argv[1:]

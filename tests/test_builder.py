@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from mnv2_keras import TABLE_2, Row, blocks, build_mobilenetv2, endpoints, feature_extractor, feature_info, freeze
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.transfer import load_arrays
 
 
 def small(**options):

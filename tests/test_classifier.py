@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.model_cache import litert_content
 from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.tflite import TfliteFile
 
 PHOTOS = {
     "cat.bmp": (286, "Egyptian cat", 0.785),
@@ -79,7 +79,7 @@ def test_keras_and_litert_agree(tiny, tiny_file, testdata):
 
 
 def test_a_keras_model_is_taken_as_it_is(tiny, tiny_file, testdata):
-    from mnv2_keras.models.conversion import convert_checkpoint
+    from mnv2_keras.conversion import convert_checkpoint
 
     photo = testdata / "images" / "cat.bmp"
     model = convert_checkpoint(tiny)
@@ -91,7 +91,7 @@ def test_a_keras_model_is_taken_as_it_is(tiny, tiny_file, testdata):
 
 def test_a_keras_model_keeps_its_weights(tiny):
     """A conversion clears channels that are as good as zero: not the user's."""
-    from mnv2_keras.models.conversion import convert_checkpoint
+    from mnv2_keras.conversion import convert_checkpoint
 
     model = convert_checkpoint(tiny)
     kernel = np.array(model.get_layer("Conv").kernel)
@@ -105,7 +105,7 @@ def test_a_keras_model_keeps_its_weights(tiny):
 
 @pytest.mark.parametrize("engine", ["litert", "keras"])
 def test_a_model_that_takes_pixels_is_refused(engine):
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     model = build_mobilenetv2(0.35, (32, 32, 3), classes=3, include_preprocessing=True)
     with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
@@ -125,8 +125,8 @@ def test_openvino_agrees(real_file, testdata):
 
 def test_openvino_reads_int8_files_too():
     """Twenty digits through the shipped int8 network, whose ends are uint8, by both engines."""
+    from mnv2_keras.bundled import sample_digits, shipped_file
     from mnv2_keras.inference.engines import LitertEngine, OpenvinoEngine
-    from mnv2_keras.shipped import sample_digits, shipped_file
 
     content = shipped_file("digits_int8.tflite").read_bytes()
     one, other = LitertEngine(content), OpenvinoEngine(content)
@@ -336,7 +336,7 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
 
 def test_labels_beside_the_weights(tiny, tiny_file, tmp_path, monkeypatch):
     """As training leaves them: for a Keras file, in LiteRT and in Keras, and for a .tflite that has none of its own."""
-    from mnv2_keras.models.conversion import convert_checkpoint
+    from mnv2_keras.conversion import convert_checkpoint
 
     monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: tiny_file.read_bytes())
     convert_checkpoint(tiny).save(tmp_path / "model.keras")

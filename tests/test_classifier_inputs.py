@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.tflite import TfliteFile
 
 
 @pytest.fixture(scope="module")

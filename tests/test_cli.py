@@ -7,15 +7,15 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from mnv2_keras.bundled import shipped_file
 from mnv2_keras.cli import main
-from mnv2_keras.shipped import shipped_file
 
 COMMANDS = tuple(main.COMMANDS)
 
 
 def run(monkeypatch, *arguments):
     """Run `mnv2` in this process."""
-    monkeypatch.setattr("mnv2_keras.cli.screen.out.width", 200, raising=False)
+    monkeypatch.setattr("mnv2_keras.cli.console.out.width", 200, raising=False)
     return CliRunner().invoke(main.command_line(), [str(each) for each in arguments])
 
 

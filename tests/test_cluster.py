@@ -20,11 +20,11 @@ import pytest
 from pyarrow import parquet
 from test_cli import mnv2
 
+from mnv2_keras.bundled import shipped_file
 from mnv2_keras.images import ImageError, read_image
 from mnv2_keras.inference import cluster
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.results import COLUMNS, rows_of, write_results
-from mnv2_keras.shipped import shipped_file
 
 
 @pytest.fixture(scope="module")

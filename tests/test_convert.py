@@ -9,11 +9,11 @@ import tensorflow as tf
 from small_checkpoints import archive_of, same_weights, small
 
 from mnv2_keras import Row, build_mobilenetv2, convert_checkpoint, load_checkpoint, save_checkpoint
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.checkpoint import open_checkpoint, write_checkpoint
 from mnv2_keras.convert.goldens import name_rule_value, seeded_input
+from mnv2_keras.convert.infer import infer_architecture
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.recognition import recognise
+from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.weights import save_model
 
 
@@ -170,9 +170,9 @@ def test_published_alphas_are_recognised():
     from mnv2_keras.convert.names import classifier_shapes
 
     for alpha in (0.35, 0.5, 0.75, 1.0, 1.3, 1.4):
-        found = recognise(classifier_shapes(make_plan(alpha), 1001))
+        found = infer_architecture(classifier_shapes(make_plan(alpha), 1001))
         assert (found.alpha, found.classes, found.channels, found.has_last) == (alpha, 1001, 3, True)
-    assert recognise({"conv/kernel": (3, 3, 3, 32)}) is None
+    assert infer_architecture({"conv/kernel": (3, 3, 3, 32)}) is None
 
 
 def test_resolution_from_the_name_the_graph_or_the_caller(network, tmp_path):

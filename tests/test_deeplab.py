@@ -10,8 +10,8 @@ from mnv2_keras import build_deeplabv3_mobilenetv2, endpoints, feature_info
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.segmentation_goldens import segmentation_goldens
-from mnv2_keras.convert.verify import endpoint_values
-from mnv2_keras.heads.deeplab import LargestClass, ResizeLike
+from mnv2_keras.networks.segmentation_head import ArgMax, ResizeLike
+from mnv2_keras.tasks.compare import endpoint_values
 
 #: Trainable parameters, as the genuine program counted them (`analysis` has its own tests).
 TRAINABLE = {"aspp": 2_568_021, "decoder": 2_725_573, "os32_bare": 1_818_453, "dm05_os16": 697_013, "dm05_os8": 697_013}
@@ -139,7 +139,7 @@ def test_labels_are_the_largest_class(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     for backend in ("tensorflow", "another"):
         monkeypatch.setattr(keras.config, "backend", lambda backend=backend: backend)
-        labels = LargestClass()(logits)
+        labels = ArgMax()(logits)
         assert labels.dtype == "int32"
         np.testing.assert_array_equal(labels, logits.argmax(-1))
 

@@ -6,13 +6,13 @@ import pytest
 
 from mnv2_keras import build_ssdlite_mobilenetv2, postprocess_detections, preprocess_detection_image, ssd_anchors
 from mnv2_keras.boxes import intersection_over_union
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.sources.tflite import open_interpreter
+from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.data.detection_shapes import draw_shapes
 from mnv2_keras.export.detection import add_postprocessing, export_detector
 from mnv2_keras.export.metadata import read_metadata
+from mnv2_keras.tflite import open_interpreter
 
 CLASSES = 3
 OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.5, "max_total": 20}
@@ -138,8 +138,8 @@ def test_other_models_are_refused(tmp_path):
 
 def test_the_operator_alone_equals_ours_on_many_classes(tmp_path):
     """A file that only hands its input on, so that any scores can be tried: 90 classes on 4 threads."""
-    from mnv2_keras.convert.sources.tflite import TfliteFile
     from mnv2_keras.export.conversion import convert_here
+    from mnv2_keras.tflite import TfliteFile
 
     anchors = ssd_anchors((64, 64))
     image = keras.Input((len(anchors), 1, 95))

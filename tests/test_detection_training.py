@@ -18,7 +18,7 @@ from mnv2_keras.data.detection_shapes import drawn_shapes
 from mnv2_keras.evaluation.coco import METRICS, evaluate_coco
 from mnv2_keras.evaluation.detection import coco_results, evaluate_detector
 from mnv2_keras.inference.detector import Detector
-from mnv2_keras.training.detection import PAPER, SHAPES, Diverged, train_detector
+from mnv2_keras.training.detection import PAPER, SHAPES, DivergedError, train_detector
 
 SIDE = 48
 TINY = dataclasses.replace(SHAPES, alpha=0.1, side=SIDE, batch=4, steps=3, warmup=1)
@@ -54,7 +54,7 @@ def test_a_diverged_loss_stops_with_the_step(model):
     for _, truth in batches:
         truth |= {"classes": np.zeros((2, 0), np.int32), "num": np.zeros(2, np.int32)}
     clone = keras.models.clone_model(model)
-    with pytest.raises(Diverged, match="up to 1"):
+    with pytest.raises(DivergedError, match="up to 1"):
         train_detector(clone, batches, dataclasses.replace(TINY, steps=1))
     with pytest.raises(ValueError, match="end after 0 steps"):
         train_detector(clone, [], TINY)

@@ -26,9 +26,9 @@ from mnv2_keras.evaluation.classification import (
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.evaluation.engines import open_engine, softmax
 from mnv2_keras.labels import imagenet_labels
-from mnv2_keras.models.classifier import build_mobilenetv2
+from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.registry import list_checkpoints
-from mnv2_keras.taps import endpoints
 
 CLASSES = 7
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from mnv2_keras.cli.main import command_line
 from mnv2_keras.export.metadata import read_metadata
-from mnv2_keras.inference import measuring
+from mnv2_keras.inference import benchmark
 
 
 @pytest.fixture(scope="module")
@@ -230,17 +230,17 @@ def test_bench_takes_a_tflite_as_it_is(exported):
     """In its own precision; "digits" is such a file too."""
     folder, _ = exported
     for weights in (folder / "m.tflite", "digits"):
-        (measured,) = measuring.measure(weights, threads=[1], rounds=1, cold=False)
+        (measured,) = benchmark.measure(weights, threads=[1], rounds=1, cold=False)
         assert (measured.engine, measured.precision) == ("litert", "int8")
     with pytest.raises(
         ValueError, match="variant 'litert float32': of digits expected any of litert int8, openvino int8"
     ):
-        measuring.measure("digits", ["litert float32"])
+        benchmark.measure("digits", ["litert float32"])
 
 
 def test_bench_refuses_what_it_does_not_know(weights, capsys, monkeypatch):
     assert mnv2(capsys, monkeypatch, "bench", weights, "--plot", "bench.doc")[0] == 2
     with pytest.raises(ValueError, match="variant 'abacus'"):
-        measuring.measure(weights, ["abacus"])
+        benchmark.measure(weights, ["abacus"])
     with pytest.raises(ValueError, match="rounds is 0"):
-        measuring.measure(weights, rounds=0)
+        benchmark.measure(weights, rounds=0)

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.classification import Examples, read_splits
-from mnv2_keras.models.classifier import build_mobilenetv2
-from mnv2_keras.taps import endpoints
+from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.training import linear_probe as probing
 from mnv2_keras.training.finetune import finetune, unfreeze, with_new_head
 from mnv2_keras.training.linear_probe import linear_probe, pooled_features
@@ -249,8 +249,8 @@ def test_what_users_call_comes_from_the_package_itself():
         "Evaluation",
         "Finetuned",
         "Probe",
-        "WorkerLost",
-        "Diverged",
+        "WorkerLostError",
+        "DivergedError",
     ):
         assert isinstance(getattr(mnv2_keras, name), type)
     assert mnv2_keras.RECIPES["finetune"] is FINETUNE

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from test_cli import mnv2
 
+from mnv2_keras.bundled import sample_digits, shipped_file
 from mnv2_keras.images import read_image
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.preprocessing import preprocess_image
-from mnv2_keras.shipped import sample_digits, shipped_file
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_floats_count_as_preprocessed(classifier):
 def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
     """From the shell: to int8 by a folder, compared on photos, and the file says that it takes grey."""
     from mnv2_keras.export.metadata import GRAYSCALE, read_metadata
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     (tmp_path / "photos").mkdir()
     for i, (red, green, blue) in enumerate(np.random.default_rng(0).integers(0, 256, (3, 3)).tolist()):

@@ -11,11 +11,11 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from mnv2_keras.atomic import write_bytes
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.export.report import inspect_litert
+from mnv2_keras.tflite import TfliteFile
 
 SHAPE = (64, 64, 3)
 
@@ -25,7 +25,7 @@ def model():
     """Small, with other weights than the initial ones in its batch norms."""
     import keras
 
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     keras.utils.set_random_seed(3)
     model = build_mobilenetv2(0.35, SHAPE, classes=11)
@@ -195,7 +195,7 @@ def test_a_killed_conversion_leaves_no_file(model, tmp_path, monkeypatch):
     killer = tmp_path / "python"
     killer.write_text("#!/bin/sh\nkill -9 $$\n")
     killer.chmod(0o755)
-    monkeypatch.setattr("mnv2_keras.child.sys.executable", str(killer))
+    monkeypatch.setattr("mnv2_keras.subprocess_job.sys.executable", str(killer))
     with pytest.raises(ValueError, match="ended by signal 9; no file was written"):
         export_litert(model, tmp_path / "model.tflite")
     assert [each.name for each in tmp_path.iterdir()] == ["python"]
@@ -267,7 +267,7 @@ def test_strange_operators_are_named(float_file, monkeypatch):
 
 
 def test_a_model_of_any_size_asks_for_one(tmp_path):
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     model = build_mobilenetv2(0.35, (None, None, 3), classes=3)
     with pytest.raises(ValueError, match=r"resolution=\(height, width\)"):

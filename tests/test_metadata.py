@@ -26,7 +26,7 @@ PHOTOS = {
 
 @pytest.fixture(scope="module")
 def real_model(testdata):
-    from mnv2_keras.models.conversion import convert_checkpoint
+    from mnv2_keras.conversion import convert_checkpoint
 
     return convert_checkpoint(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz")
 

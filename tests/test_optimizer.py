@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
-from mnv2_keras.models.classifier import build_mobilenetv2
-from mnv2_keras.taps import endpoints
+from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.training.averages import MovingAverages
+from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
 from mnv2_keras.training.optimizer import SlimRMSprop
-from mnv2_keras.training.twin import training_twin
 
 
 def test_twenty_steps_equal_tensorflow_1(testdata):
@@ -72,7 +72,7 @@ def test_a_training_step_equals_tf_slims(testdata):
     ours = variables(model)
     for name, variable in ours.items():
         variable.assign(name_rule_value(name, variable.shape))
-    network = training_twin(keras.Model(model.input, endpoints(model)["Logits"]))
+    network = with_fused_batch_norm(keras.Model(model.input, endpoints(model)["Logits"]))
     grads = [name for name in golden.files if name.startswith("grad:")]
     with tf.GradientTape() as tape:
         logits = network(seeded_input((8, 64, 64, 3)), training=True)
@@ -105,6 +105,6 @@ def test_a_frozen_batch_norm_keeps_its_statistics_in_the_twin():
     x = seeded_input((4, 32, 32, 3))
     # Dropout aside, a frozen network in training computes what it computes in inference.
     pooled = keras.Model(model.input, endpoints(model)["global_pool"])
-    np.testing.assert_array_equal(training_twin(pooled)(x, training=True), pooled(x, training=False))
+    np.testing.assert_array_equal(with_fused_batch_norm(pooled)(x, training=True), pooled(x, training=False))
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -10,7 +10,7 @@ from mnv2_keras import build_mobilenetv2, endpoints, make_plan
 from mnv2_keras.convert.goldens import Golden, name_rule_value, seeded_input, shipped_golden
 from mnv2_keras.convert.names import classifier_shapes, layer_name, variables
 from mnv2_keras.convert.receipt import Receipt
-from mnv2_keras.convert.verify import compare_with_golden, endpoint_values
+from mnv2_keras.tasks.compare import compare_with_golden, endpoint_values
 
 #: Largest difference, relative to the endpoint's range. TF-Slim against itself (oneDNN on and off) is at 5e-5.
 TOLERANCE = 3e-4

@@ -7,7 +7,7 @@ import pytest
 
 from mnv2_keras import convert_checkpoint, decode_predictions, preprocess_image
 from mnv2_keras.convert.goldens import thinned
-from mnv2_keras.convert.verify import endpoint_values
+from mnv2_keras.tasks.compare import endpoint_values
 
 #: What TF-Slim says, with its probability.
 TOP_1 = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mnv2_keras import Classifier, build_mobilenetv2, convert_checkpoint, export_litert, preprocess_image
+from mnv2_keras.conversion import open_model
 from mnv2_keras.convert.checkpoint import open_checkpoint, write_checkpoint
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.sources.quantised import read_quantised
-from mnv2_keras.models.conversion import open_model
+from mnv2_keras.convert.sources.google_tflite import read_quantised
 
 #: From the goldens' own description: photo to top-1.
 TOP_1 = {"cat.bmp": 286, "bird.bmp": 20, "hot_dog.jpg": 935, "grace_hopper.bmp": 653, "dog_segmentation.bmp": 259}

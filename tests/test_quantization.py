@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.calibration import load_photos, varied
 from mnv2_keras.export.check import compare_layers, file_logits, signal_to_noise
 from mnv2_keras.export.conversion import convert_litert
-from mnv2_keras.export.equalization import equalize
-from mnv2_keras.export.quantization import Affine, activation_scheme, kernel_scale, quantize_int8, round_kernel
-from mnv2_keras.export.rounding import learned_kernels
+from mnv2_keras.export.cross_layer_equalization import equalize
+from mnv2_keras.export.gptq import gptq
+from mnv2_keras.export.quantization import QuantParams, activation_scheme, kernel_scale, quantize_int8, round_kernel
 from mnv2_keras.export.statistics import collect, input_patches
+from mnv2_keras.tflite import TfliteFile
 
 CALIBRATION = ("cat.bmp", "bird.bmp", "hot_dog.jpg", "grace_hopper.bmp", "dog_segmentation.bmp")
 
@@ -20,7 +20,7 @@ def trained_like(alpha, shape, classes=11, **options):
     """A network with batch norms that are not trivial."""
     import keras
 
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     keras.utils.set_random_seed(5)
     model = build_mobilenetv2(alpha, shape, classes=classes, **options)
@@ -50,7 +50,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def real(testdata):
-    from mnv2_keras.models.conversion import convert_checkpoint
+    from mnv2_keras.conversion import convert_checkpoint
 
     return convert_litert(convert_checkpoint(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"))
 
@@ -58,7 +58,7 @@ def real(testdata):
 def test_affine_holds_zero_and_covers_its_range():
     rng = np.random.default_rng(0)
     for low, high in [*rng.uniform(-9, 9, (50, 2)), (0, 6), (2, 5), (-3, -1), (0, 0)]:
-        affine = Affine.covering(min(low, high), max(low, high))
+        affine = QuantParams.covering(min(low, high), max(low, high))
         assert affine.store(np.float32(0)) == affine.zero_point
         values = np.linspace(min(low, high), max(low, high), 999, dtype=np.float32)
         meant = affine.scale * (affine.store(values).astype(np.float32) - affine.zero_point)
@@ -176,8 +176,8 @@ def test_learned_rounding_keeps_outputs_closer_than_the_nearest(small, images):
     statistics = collect(small, images, with_inputs=True)
     scheme = activation_scheme(TfliteFile(small), statistics.ranges())
     file = TfliteFile(small)
-    made = learned_kernels(small, statistics, scheme, correct_bias=False)
-    near = learned_kernels(small, statistics, scheme, compensate=False, correct_bias=False)
+    made = gptq(small, statistics, scheme, correct_bias=False)
+    near = gptq(small, statistics, scheme, compensate=False, correct_bias=False)
     better = 0
     for i, operator in enumerate(file.graph.operators):
         if i not in statistics.inputs:
@@ -222,7 +222,7 @@ def test_refinement_on_real_weights_and_unseen_photos(real, testdata):
     better = equalize(real, collect(real, images).channels)
     statistics = collect(better, images, with_inputs=True)
     ranges = statistics.ranges() | span
-    kernels = learned_kernels(better, statistics, activation_scheme(TfliteFile(better), ranges))
+    kernels = gptq(better, statistics, activation_scheme(TfliteFile(better), ranges))
     refined = quantize_int8(better, ranges, kernels)
     assert abs(len(refined) - len(plain)) < 64
     assert TfliteFile(refined).kinds == TfliteFile(plain).kinds

@@ -28,7 +28,7 @@ def digits():
 def network(activation="softmax"):
     import keras
 
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     keras.utils.set_random_seed(0)
     return build_mobilenetv2(
@@ -174,17 +174,17 @@ def test_training_and_inference_round_alike(digits):
     """Both are the same but for ties and the biases' own rounding, where batch norm does not follow the batch."""
     import keras
 
-    from mnv2_keras.export.simulation import SimulatedAdd, SimulatedConvolution, SimulatedImage, SimulatedMean
+    from mnv2_keras.export.fake_quant import FakeQuantAdd, FakeQuantConvolution, FakeQuantImage, FakeQuantMean
 
     keras.utils.set_random_seed(2)
-    x, step = SimulatedImage()(digits[1][0][:8])
+    x, step = FakeQuantImage()(digits[1][0][:8])
     shape = {"kernel_size": (3, 3), "strides": (2, 2), "dilation_rate": (1, 1), "padding": "same"}
     options = {"range_momentum": 1.0, "trainable": False}
     for kind, filters in (("full", 8), ("depthwise", None)):
-        layer = SimulatedConvolution(kind, filters, **shape, batch_norm=(0.9, 1e-3), activation="relu6", **options)
+        layer = FakeQuantConvolution(kind, filters, **shape, batch_norm=(0.9, 1e-3), activation="relu6", **options)
         x, step = assert_alike(layer, [x, step])
-    y, other = assert_alike(SimulatedAdd(**options), [x, step, x * 3, step * 3])
-    assert_alike(SimulatedMean(**options), [y, other])
+    y, other = assert_alike(FakeQuantAdd(**options), [x, step, x * 3, step * 3])
+    assert_alike(FakeQuantMean(**options), [y, other])
 
 
 def assert_alike(layer, inputs):
@@ -219,7 +219,7 @@ def test_layers_it_does_not_know_are_named():
     import keras
 
     from mnv2_keras.export.quantization_aware import quantization_aware
-    from mnv2_keras.models.classifier import build_mobilenetv2
+    from mnv2_keras.networks.classifier import build_mobilenetv2
 
     with pytest.raises(ValueError, match="GroupNormalization"):
         quantization_aware(build_mobilenetv2(0.35, (32, 32, 3), classes=3, normalization="group_norm"))

@@ -29,7 +29,7 @@ from mnv2_keras.training.segmentation import (
     compile_segmenter,
     train_segmenter,
 )
-from mnv2_keras.training.state import Diverged
+from mnv2_keras.training.state import DivergedError
 
 TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
 
@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(shapes_folder, tmp_path):
         train(state=state, resume=True)
     recipe = dataclasses.replace(recipe, learning_rate=1e30)
     with pytest.raises(
-        Diverged, match=r"The loss is (nan|inf) at step \d: start anew with a learning rate below 1e\+30"
+        DivergedError, match=r"The loss is (nan|inf) at step \d: start anew with a learning rate below 1e\+30"
     ):
         train()
 

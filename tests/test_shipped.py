@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from mnv2_keras.bundled import digits_network, sample_digits, shipped_file
+from mnv2_keras.conversion import convert_checkpoint
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.evaluation.classification import evaluate, wilson
-from mnv2_keras.models.conversion import convert_checkpoint
 from mnv2_keras.preprocessing import preprocess_image
-from mnv2_keras.shipped import digits_network, sample_digits, shipped_file
 from mnv2_keras.training.recipes import DIGITS
 
 

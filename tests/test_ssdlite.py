@@ -10,10 +10,10 @@ import pytest
 from mnv2_keras import endpoints
 from mnv2_keras.analysis import analyze_ssdlite
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.convert.assign import load_arrays
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import layer_name, variables
-from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2
+from mnv2_keras.convert.transfer import load_arrays
+from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
 from mnv2_keras.preprocessing import normalize_image
 
 #: The genuine program's own float32 noise with these weights is 8e-4.

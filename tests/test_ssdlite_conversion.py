@@ -9,7 +9,7 @@ import pytest
 from mnv2_keras import convert_checkpoint, save_checkpoint, verify_checkpoint, verify_model
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
-from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2
+from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
 
 ARCHIVE = "ssdlite_mobilenet_v2_coco_synthetic.tar.gz"
 

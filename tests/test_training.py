@@ -205,7 +205,7 @@ def test_another_run_is_not_overwritten_nor_resumed(whole):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path):
-    with pytest.raises(loop.Diverged, match=r"epoch 1, step \d, learning rate 1e\+30; .*Lower the learning rate"):
+    with pytest.raises(loop.DivergedError, match=r"epoch 1, step \d, learning rate 1e\+30; .*Lower the learning rate"):
         loop.train(examples(40, 0), examples(16, 1), recipe(learning_rate=1e30, average=None), tmp_path)
     assert not (tmp_path / "state.npz").exists()
 
@@ -220,9 +220,9 @@ def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate,
         patch.setattr(type(chosen), "rate", lambda *_: rate)
         if math.isnan(rate):  # the weights are looked at too
             patch.setattr(loop, "judge", lambda *_: (0.5, 0.5))
-        with pytest.raises(loop.Diverged, match=rf"epoch 2, step 1, .*{cause}.*The epoch before is kept in "):
+        with pytest.raises(loop.DivergedError, match=rf"epoch 2, step 1, .*{cause}.*The epoch before is kept in "):
             loop.train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
-        with pytest.raises(loop.Diverged, match=r"epoch 1, step 1, "):
+        with pytest.raises(loop.DivergedError, match=r"epoch 1, step 1, "):
             loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path / "new")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"recipe.json", "labels.txt"}
     for name, content in kept.items():
@@ -467,7 +467,7 @@ def test_a_lost_worker_stops_the_other_and_the_run_is_resumed_to_the_same_bits(t
     assert ended[lost][0] == -signal.SIGKILL
     code, said = ended[1 - lost]
     assert code == 1
-    assert said.splitlines()[-1].startswith("WorkerLost: Another worker does not answer any more (epoch 2, step ")
+    assert said.splitlines()[-1].startswith("WorkerLostError: Another worker does not answer any more (epoch 2, step ")
     assert "Start the same command with --resume on all of them; 1 epoch is kept in " in said
     assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
     again = [{"folder": str(tmp_path / "run"), "resume": True}] * 2

@@ -82,8 +82,8 @@ def main(job: dict) -> None:
             progress=progress,
             strategy=STRATEGY,
         )
-    except loop.WorkerLost as error:
-        sys.exit(f"WorkerLost: {error}")
+    except loop.WorkerLostError as error:
+        sys.exit(f"WorkerLostError: {error}")
     np.savez(job["weights"], *run.model.get_weights())
 
 

@@ -4,8 +4,8 @@ Nothing is built, and neither TensorFlow nor Keras is needed. `network` has the 
 detector, `deeplab` the segmenter, `published` the tables of the paper beside computed figures.
 """
 
+from mnv2_keras.analysis.cost_model import Layer, Operation
 from mnv2_keras.analysis.deeplab import analyze_deeplab
-from mnv2_keras.analysis.ledger import Layer, Operation
 from mnv2_keras.analysis.network import Analysis, analyze, summary_table
 from mnv2_keras.analysis.profiler import profiled_multiply_adds, profiled_operations
 from mnv2_keras.analysis.published import (

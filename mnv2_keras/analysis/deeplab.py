@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mnv2_keras.analysis.ledger import Ledger, Shape, checked_integer, checked_shape
+from mnv2_keras.analysis.cost_model import CostModel, Shape, checked_integer, checked_shape
 from mnv2_keras.analysis.network import Analysis, walk_backbone
 from mnv2_keras.architecture import make_plan
 
@@ -56,7 +56,7 @@ def analyze_deeplab(
         raise ValueError("head is False, which leaves no room for aspp_rates or decoder: pass head=True.")
     widths = {} if alpha == 1 else {"divisible_by": 1, "min_depth": 1}
     plan = make_plan(alpha, channels=shape[2], output_stride=output_stride, **widths)
-    ledger = Ledger(activation_bytes)
+    ledger = CostModel(activation_bytes)
 
     def layer(x, name, filters=HEAD_FILTERS, **options):
         ledger.begin(name, name, "head")

@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from mnv2_keras.analysis.ledger import NORMALIZATIONS, Layer, Ledger, Shape, Tensor, checked_integer, checked_shape
+from mnv2_keras.analysis.cost_model import (
+    NORMALIZATIONS,
+    CostModel,
+    Layer,
+    Shape,
+    Tensor,
+    checked_integer,
+    checked_shape,
+)
 from mnv2_keras.architecture import Block, Convolution, Plan, make_plan
 
 
@@ -132,7 +140,9 @@ class Analysis:
         }
 
 
-def _steps(ledger: Ledger, x: Tensor, layer: Convolution | Block, normalization: str) -> Iterator[tuple[str, Tensor]]:
+def _steps(
+    ledger: CostModel, x: Tensor, layer: Convolution | Block, normalization: str
+) -> Iterator[tuple[str, Tensor]]:
     """One layer's endpoints as they come up; what follows an endpoint is booked only if the walk goes on."""
     if isinstance(layer, Convolution):
         options = {"kernel": layer.kernel, "stride": layer.stride, "rate": layer.rate, "normalization": normalization}
@@ -159,7 +169,7 @@ def _steps(ledger: Ledger, x: Tensor, layer: Convolution | Block, normalization:
 
 
 def walk_backbone(
-    ledger: Ledger, x: Tensor, plan: Plan, normalization: str = "batch_norm", final_endpoint: str | None = None
+    ledger: CostModel, x: Tensor, plan: Plan, normalization: str = "batch_norm", final_endpoint: str | None = None
 ) -> dict[str, Tensor]:
     """Walk Table 2 from the first convolution to the last, or to `final_endpoint`.
 
@@ -221,7 +231,7 @@ def analyze(
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}.")
     plan = make_plan(alpha, channels=shape[2], **plan_options)
-    ledger = Ledger(activation_bytes)
+    ledger = CostModel(activation_bytes)
     *_, x = walk_backbone(ledger, ledger.tensor(shape), plan, normalization, final_endpoint).values()
     if include_top:
         ledger.begin("global_pool", "global_pool", "classifier")

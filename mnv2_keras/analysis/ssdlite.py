@@ -1,6 +1,6 @@
 """SSD and SSDLite on MobileNetV2, counted from the plan alone."""
 
-from mnv2_keras.analysis.ledger import Ledger, Shape, checked_integer, checked_shape
+from mnv2_keras.analysis.cost_model import CostModel, Shape, checked_integer, checked_shape
 from mnv2_keras.analysis.network import Analysis, walk_backbone
 from mnv2_keras.architecture import make_plan
 
@@ -49,7 +49,7 @@ def analyze_ssdlite(
         expected = "3, the only one a separable predictor has" if separable else "1 or 3"
         raise ValueError(f"predictor_kernel is {predictor_kernel!r}: expected {expected}.")
     plan = make_plan(alpha, channels=shape[2], finegrain_classification_mode=False, min_depth=MIN_DEPTH)
-    ledger = Ledger(activation_bytes)
+    ledger = CostModel(activation_bytes)
 
     def layer(x, filters, name, stage, **options):
         ledger.begin(name, name, stage)

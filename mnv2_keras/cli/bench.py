@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import Json, err, out, print_json, working
+from mnv2_keras.cli.console import Json, err, out, print_json, working
 
 
 def bench(
@@ -37,7 +37,7 @@ def bench(
 
     from mnv2_keras.atomic import write_bytes
     from mnv2_keras.export.report import check_plot
-    from mnv2_keras.inference import measuring
+    from mnv2_keras.inference import benchmark
     from mnv2_keras.inference.model_cache import path_of
 
     if path_of(weights).suffix != ".tflite":  # Keras, and what is quantised for this purpose, need TensorFlow here
@@ -45,13 +45,13 @@ def bench(
             pass
     if plot:
         check_plot(plot)
-    measured = measuring.measure(
+    measured = benchmark.measure(
         weights, variants or None, threads or None, rounds, cold, say=lambda each: err.print(each)
     )
     if output:
-        write_bytes(output, measuring.to_csv(measured).encode())
+        write_bytes(output, benchmark.to_csv(measured).encode())
     if plot:
-        measuring.plot(measured, plot)
+        benchmark.plot(measured, plot)
     if as_json:
         print_json([asdict(each) for each in measured])
         return

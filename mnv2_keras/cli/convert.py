@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from mnv2_keras.cli.screen import Json, out, print_json, working
+from mnv2_keras.cli.console import Json, out, print_json, working
 
 
 def _input_shape(text: str | None) -> tuple[int, int] | None:
@@ -46,7 +46,7 @@ def convert(
     Example: mnv2 convert mobilenet_v2_1.0_224.tgz -o mobilenet.keras
     """
     with working("converting"):
-        from mnv2_keras.models.conversion import open_model
+        from mnv2_keras.conversion import open_model
         from mnv2_keras.weights import save_model
 
         model, transfer = open_model(weights, ema=ema, classes=classes, size=_input_shape(resolution))

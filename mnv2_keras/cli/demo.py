@@ -1,6 +1,6 @@
 """`mnv2 demo`: the main job from end to end, with nothing but the package."""
 
-from mnv2_keras.cli.screen import out, working
+from mnv2_keras.cli.console import out, working
 
 
 def demo() -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from mnv2_keras.cli.console import Json, err, out, print_json, working
 from mnv2_keras.cli.detect import COCO
-from mnv2_keras.cli.screen import Json, err, out, print_json, working
 from mnv2_keras.cli.training import show_broken
 
 Annotations = Annotated[
@@ -47,8 +47,8 @@ def evaluate(
         if limit is not None:
             raise ValueError("--limit goes with --results FILE only: a detector is judged on all images of its data.")
         with working("converting"):
+            from mnv2_keras.conversion import open_model
             from mnv2_keras.evaluation.detection import evaluate_detector
-            from mnv2_keras.models.conversion import open_model
 
             model = open_model(weights)[0]
             data = read_data(annotations, images, tfds, split, shapes, model, held_out=True)
@@ -108,7 +108,7 @@ def train(
         from mnv2_keras.boxes import ssd_anchors
         from mnv2_keras.data.detection import detection_batches
         from mnv2_keras.evaluation.detection import evaluate_detector
-        from mnv2_keras.models.ssdlite import build_ssdlite_mobilenetv2
+        from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
         from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.detection import RECIPES, train_detector
         from mnv2_keras.training.detection_augmentation import augmentation

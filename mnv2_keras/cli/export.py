@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.screen import Json, err, out, print_json, working
+from mnv2_keras.cli.console import Json, err, out, print_json, working
 
 
 def export(
@@ -54,7 +54,7 @@ def export(
     if plot:
         check_plot(plot)
     with working("converting the weights"):
-        from mnv2_keras.models.conversion import open_model
+        from mnv2_keras.conversion import open_model
 
         model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
         write = _exporter(model)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import Json, print_json
+from mnv2_keras.cli.console import Json, print_json
 
 
 def fetch(

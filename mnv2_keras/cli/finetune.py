@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import out, working
+from mnv2_keras.cli.console import out, working
 from mnv2_keras.cli.training import Data, Resume, show_broken, watched
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import typer
 from rich.text import Text
 
-from mnv2_keras.cli.screen import err, version
+from mnv2_keras.cli.console import err, version
 
 #: Command: module and function of this folder; an `app` has commands of its own.
 COMMANDS = {

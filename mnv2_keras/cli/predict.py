@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.screen import Json, err, out, print_json, while_it_lasts
+from mnv2_keras.cli.console import Json, err, out, print_json, while_it_lasts
 
 
 def predict(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.screen import Json, err, out, print_json, working
+from mnv2_keras.cli.console import Json, err, out, print_json, working
 
 Weights = Annotated[
     str,

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mnv2_keras.cli.screen import Json, err, out, print_json, working
+from mnv2_keras.cli.console import Json, err, out, print_json, working
 from mnv2_keras.cli.segment import PASCAL, Flip, Scales, numbers
 from mnv2_keras.cli.training import show_broken
 
@@ -134,7 +134,7 @@ def train(
 
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
         from mnv2_keras.inference.segmenter import Segmenter
-        from mnv2_keras.models.deeplab import build_deeplabv3_mobilenetv2
+        from mnv2_keras.networks.segmenter import build_deeplabv3_mobilenetv2
         from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, train_segmenter
         from mnv2_keras.weights import check_name, save_model

@@ -6,7 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mnv2_keras.cli.screen import Json, out, print_json
+from mnv2_keras.cli.console import Json, out, print_json
 
 
 def summary(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from mnv2_keras.cli.screen import err, out, working
+from mnv2_keras.cli.console import err, out, working
 
 Data = Annotated[
     str,

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mnv2_keras.cli.screen import Json, out, print_json, working
+from mnv2_keras.cli.console import Json, out, print_json, working
 
 
 def verify(
@@ -33,7 +33,7 @@ def verify(
     Example: mnv2 verify mobilenet_v2_1.0_224.tgz --images photos/ -o receipt.json
     """
     with working("converting, comparing"):
-        from mnv2_keras.models.conversion import verify_checkpoint
+        from mnv2_keras.conversion import verify_checkpoint
 
         result = verify_checkpoint(weights, images=images, goldens=goldens, tolerance=tolerance, ema=ema)
         if receipt:

@@ -169,7 +169,7 @@ def _frozen_graph(folder: Path, prefix: Path) -> Path | None:
 
 def _open(prefix: Path, source: Path, folder: Path | None = None) -> Checkpoint:
     if prefix.suffix == ".tflite":
-        from mnv2_keras.convert.sources.quantised import read_quantised
+        from mnv2_keras.convert.sources.google_tflite import read_quantised
 
         arrays = read_quantised(prefix).arrays
         return replace(Checkpoint.of_arrays(source, arrays), sha256={prefix.name: sha256_of(prefix)})

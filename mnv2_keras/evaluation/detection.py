@@ -9,7 +9,7 @@ from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.data.detection import DetectionData
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 from mnv2_keras.evaluation.coco import evaluate_coco
-from mnv2_keras.taps import check_input
+from mnv2_keras.networks.endpoints import check_input
 
 
 def evaluate_detector(

@@ -27,7 +27,7 @@ class KerasRunner:
     def __init__(self, model, name: str, path: Path | None):
         import tensorflow as tf
 
-        from mnv2_keras.taps import check_input
+        from mnv2_keras.networks.endpoints import check_input
 
         check_input(model)
         height, width, self.channels = model.input_shape[1:]
@@ -54,10 +54,10 @@ class LitertRunner:
     engine = "litert"
 
     def __init__(self, content: bytes, name: str, path: Path | None):
-        from mnv2_keras.convert.sources.tflite import TfliteFile
         from mnv2_keras.export.metadata import read_metadata
         from mnv2_keras.inference.classifier import normalization_of, scaling_of
         from mnv2_keras.inference.engines import LitertEngine
+        from mnv2_keras.tflite import TfliteFile
 
         self._engine = LitertEngine(content, threads=1)
         *size, self.channels = self._engine.input_shape
@@ -119,7 +119,7 @@ def open_engine(weights, engine: str = "keras") -> KerasRunner | LitertRunner:
         from mnv2_keras.inference.model_cache import litert_content
 
         return LitertRunner(litert_content(weights, "float32", None), path.name, path)
-    from mnv2_keras.models.conversion import open_model
+    from mnv2_keras.conversion import open_model
 
     return KerasRunner(open_model(weights)[0], path.name, path)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.statistics import Run
+from mnv2_keras.tflite import TfliteFile
 
 _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MEAN")
 

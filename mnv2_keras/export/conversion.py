@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from mnv2_keras.child import follow_parent, run_child
-from mnv2_keras.convert.sources.tflite import TfliteFile
+from mnv2_keras.subprocess_job import follow_parent, run_child
+from mnv2_keras.tflite import TfliteFile
 
 #: What the converter itself is asked for; int8 is made from the float32 file afterwards.
 _CONVERTED = ("float32", "float16", "dynamic", "int16x8")
@@ -131,9 +131,6 @@ def check_operators(content: bytes, name: str) -> None:
 def _convert_job(folder: Path) -> None:
     """Convert what lies in the folder, and leave the file there."""
     import keras
-
-    import mnv2_keras.export.simulation
-    import mnv2_keras.models.conversion  # noqa: F401  (both register layers)
 
     job = json.loads(Path(folder, "job.json").read_text())
     model = keras.saving.load_model(Path(folder, "model.keras"), compile=False)

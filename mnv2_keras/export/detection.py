@@ -13,7 +13,6 @@ from flatbuffers import flexbuffers
 
 from mnv2_keras.atomic import write_bytes
 from mnv2_keras.boxes import CENTRE_SCALE, SIZE_SCALE, ssd_anchors
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.conversion import check_operators, with_signature
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import (
@@ -25,6 +24,7 @@ from mnv2_keras.export.metadata import (
     model_metadata,
 )
 from mnv2_keras.export.report import ExportReport, inspect_litert
+from mnv2_keras.tflite import TfliteFile
 
 _OPERATOR = b"TFLite_Detection_PostProcess"
 #: The operator's outputs, in its order, and what MediaPipe looks for them by.
@@ -81,7 +81,7 @@ def export_detector(
     """
     import keras
 
-    from mnv2_keras.taps import takes_pixels
+    from mnv2_keras.networks.endpoints import takes_pixels
 
     path = Path(path).expanduser()
     names = {"box_encodings", "class_predictions_with_background"}

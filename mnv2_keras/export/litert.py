@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.atomic import write_bytes
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, evenly, load_photos, seeded_images, varied
 from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
 from mnv2_keras.export.conversion import check_operators, convert_litert
-from mnv2_keras.export.equalization import equalize
+from mnv2_keras.export.cross_layer_equalization import equalize
+from mnv2_keras.export.gptq import gptq
 from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
 from mnv2_keras.export.quantization import (
     FIXED,
@@ -24,9 +24,9 @@ from mnv2_keras.export.quantization import (
     quantize_int8,
 )
 from mnv2_keras.export.report import ExportReport, inspect_litert
-from mnv2_keras.export.rounding import learned_kernels
 from mnv2_keras.export.statistics import collect
 from mnv2_keras.labels import imagenet_labels
+from mnv2_keras.tflite import TfliteFile
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 
@@ -86,7 +86,7 @@ def export_litert(
         ValueError: an argument out of its range, no photo to calibrate on, or a model that cannot be converted.
         OSError: the file cannot be written. In no case is there half a file.
     """
-    from mnv2_keras.taps import takes_pixels
+    from mnv2_keras.networks.endpoints import takes_pixels
 
     start = time.perf_counter()
     source, kernels = model, []
@@ -188,7 +188,7 @@ def _check_arguments(path, precision, input_type, output_type, refine, ranges) -
 
 def _is_simulated(model) -> bool:
     """Whether it comes from `quantization_aware`, told without importing Keras for files that need none."""
-    return any(type(layer).__name__ == "SimulatedConvolution" for layer in model.layers)
+    return any(type(layer).__name__ == "FakeQuantConvolution" for layer in model.layers)
 
 
 def _metadata(model, labels, scaled: bool) -> Metadata:
@@ -236,9 +236,7 @@ def _int8(
     if learn:
         say("rounding", 0, None)
         scheme = activation_scheme(TfliteFile(content), observed)
-        chosen = learned_kernels(
-            content, statistics, scheme, compensate="round" in refine, correct_bias="correct" in refine
-        )
+        chosen = gptq(content, statistics, scheme, compensate="round" in refine, correct_bias="correct" in refine)
     return quantize_int8(content, observed, chosen, input_type, output_type), content
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ai_edge_litert import schema_py_generated
 
-from mnv2_keras.convert.sources.tflite import TfliteFile, read_tflite
 from mnv2_keras.export.tables import pack_table, unpack_table
+from mnv2_keras.tflite import TfliteFile, read_tflite
 
 _BUFFER = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"

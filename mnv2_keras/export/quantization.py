@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
+from mnv2_keras.tflite import TfliteFile
 
 #: Operators with an int8 kernel: the first version that has it.
 _VERSIONS = {
@@ -66,14 +66,14 @@ _DEAD = 1e-8
 
 
 @dataclass(frozen=True)
-class Affine:
+class QuantParams:
     """What a stored number means: `real = scale * (stored - zero_point)`, stored from -128 to 127."""
 
     scale: float
     zero_point: int
 
     @classmethod
-    def covering(cls, low: float, high: float) -> "Affine":
+    def covering(cls, low: float, high: float) -> "QuantParams":
         """The finest one that reaches from `low` to `high`, and holds 0 exactly."""
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         scale = max(high - low, 1e-6) / 255
@@ -126,7 +126,7 @@ def activation_tensors(file: TfliteFile) -> list[int]:
     return [t for t in computed if file.dtype(t) == _FLOAT]
 
 
-def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]]) -> dict[int, Affine]:
+def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]]) -> dict[int, QuantParams]:
     """The meaning of every computed tensor's numbers: what its range asks for, shared where operators need it."""
     leader = {t: t for t in ranges}
 
@@ -144,19 +144,19 @@ def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]
     for t, span in ranges.items():
         shared.setdefault(find(t), []).append(span)
     scheme = {
-        t: Affine.covering(min(low for low, _ in shared[find(t)]), max(high for _, high in shared[find(t)]))
+        t: QuantParams.covering(min(low for low, _ in shared[find(t)]), max(high for _, high in shared[find(t)]))
         for t in ranges
     }
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
         if kind in FIXED:
-            scheme[int(operator.outputs[0])] = Affine(*FIXED[kind])
+            scheme[int(operator.outputs[0])] = QuantParams(*FIXED[kind])
     return scheme
 
 
 class _Writer:
     """One file on its way from float to int8."""
 
-    def __init__(self, file: TfliteFile, scheme: Mapping[int, Affine], kernels: Mapping[int, Kernel]):
+    def __init__(self, file: TfliteFile, scheme: Mapping[int, QuantParams], kernels: Mapping[int, Kernel]):
         self.file = file
         self.scheme = scheme
         self.kernels = kernels
@@ -188,7 +188,7 @@ class _Writer:
         graph.outputs = np.array([self._output(int(t), output_type) for t in graph.outputs], np.int32)
         graph.operators = self.operators
 
-    def _twin(self, tensor: int, dtype: np.dtype, affine: Affine | None) -> int:
+    def _twin(self, tensor: int, dtype: np.dtype, affine: QuantParams | None) -> int:
         twin = self.file.add_tensor(self.file.name(tensor), self.file.shape(tensor), dtype)
         self.file.graph.tensors[twin].shapeSignature = self.file.graph.tensors[tensor].shapeSignature
         if affine is not None:
@@ -279,7 +279,7 @@ class _Writer:
         values = self.file.stored(tensor)
         if values is None or values.dtype != _FLOAT:
             return tensor
-        affine = Affine.covering(values.min(), values.max())
+        affine = QuantParams.covering(values.min(), values.max())
         twin = self._twin(tensor, _SIGNED, affine)
         self.file.store(twin, affine.store(values))
         return twin

@@ -3,14 +3,14 @@
 import keras
 from keras import layers
 
-from mnv2_keras.export.quantization import Kernel
-from mnv2_keras.export.simulation import (
+from mnv2_keras.export.fake_quant import (
+    FakeQuantAdd,
+    FakeQuantConvolution,
+    FakeQuantImage,
+    FakeQuantMean,
     RangedLayer,
-    SimulatedAdd,
-    SimulatedConvolution,
-    SimulatedImage,
-    SimulatedMean,
 )
+from mnv2_keras.export.quantization import Kernel
 
 #: Layers that stay as they are: they move numbers, or come after the last one that int8 computes.
 _KEPT = ("Dropout", "Reshape", "Flatten", "ZeroPadding2D")
@@ -58,7 +58,7 @@ def quantization_aware(
         if kind == "InputLayer":
             fresh = keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name)
             inputs.append(fresh)
-            place[id(_output_of(layer))] = SimulatedImage(value_range, name=f"{layer.name}-pixels")(fresh)
+            place[id(_output_of(layer))] = FakeQuantImage(value_range, name=f"{layer.name}-pixels")(fresh)
             continue
         given = [each for tensor in _inputs_of(layer) for each in place[id(tensor)]]  # tensor, step, tensor, step ...
         end = layer
@@ -70,7 +70,7 @@ def quantization_aware(
             active = active if active is not None and _activation_of(active) in ("relu6", "relu") else None
             end = active or end
             own = _activation_of(layer) if active is None else _activation_of(active)
-            fresh = SimulatedConvolution(
+            fresh = FakeQuantConvolution(
                 "full" if kind == "Conv2D" else "depthwise",
                 layer.filters if kind == "Conv2D" else None,
                 layer.kernel_size,
@@ -86,9 +86,9 @@ def quantization_aware(
             copies.append((fresh, layer, norm))
             done |= {each.name for each in (norm, active) if each is not None}
         elif kind == "Add" and len(given) == 4:
-            output = SimulatedAdd(range_momentum=range_momentum, name=layer.name)(given)
+            output = FakeQuantAdd(range_momentum=range_momentum, name=layer.name)(given)
         elif kind == "GlobalAveragePooling2D":
-            output = SimulatedMean(layer.keepdims, range_momentum=range_momentum, name=layer.name)(given)
+            output = FakeQuantMean(layer.keepdims, range_momentum=range_momentum, name=layer.name)(given)
         elif kind in _KEPT or (kind == "Activation" and any(_output_of(layer) is each for each in model.outputs)):
             output = type(layer).from_config(layer.get_config())(given[0]), given[1]
         else:
@@ -124,7 +124,7 @@ def _activation_of(layer) -> str:
     return keras.activations.serialize(activation) if activation is not None else "linear"
 
 
-def _copy_weights(fresh: SimulatedConvolution, convolution, norm) -> None:
+def _copy_weights(fresh: FakeQuantConvolution, convolution, norm) -> None:
     fresh.kernel.assign(convolution.kernel)
     if norm is None:
         if convolution.use_bias:
@@ -152,9 +152,9 @@ def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float,
             place[id(_output_of(layer))] = inputs[-1]
             continue
         given = [place[id(tensor)] for tensor in _inputs_of(layer) if id(tensor) in place]  # all but the steps
-        if isinstance(layer, SimulatedImage):
+        if isinstance(layer, FakeQuantImage):
             output = given[0]
-        elif isinstance(layer, SimulatedConvolution):
+        elif isinstance(layer, FakeQuantConvolution):
             options = {
                 "strides": layer.strides,
                 "dilation_rate": layer.dilation_rate,
@@ -169,14 +169,14 @@ def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float,
             )
             output = fresh(given[0])
             copies.append((fresh, layer, maker[id(_inputs_of(layer)[1])]))
-        elif isinstance(layer, SimulatedAdd):
+        elif isinstance(layer, FakeQuantAdd):
             output = layers.Add(name=layer.name)(given)
-        elif isinstance(layer, SimulatedMean):
+        elif isinstance(layer, FakeQuantMean):
             output = layers.GlobalAveragePooling2D(keepdims=layer.keepdims, name=layer.name)(given[0])
         else:
             output = type(layer).from_config(layer.get_config())(given[0])
         place[id(_output_of(layer))] = output
-        if isinstance(layer, (SimulatedImage, RangedLayer)):
+        if isinstance(layer, (FakeQuantImage, RangedLayer)):
             maker[id(layer._inbound_nodes[0].output_tensors[1])] = layer
             ranges[layer.name.removesuffix("-pixels")] = layer.value
     outputs = [place[id(output)] for output in model.outputs]

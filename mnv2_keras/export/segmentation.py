@@ -11,18 +11,18 @@ import keras
 import numpy as np
 
 from mnv2_keras.atomic import write_text
-from mnv2_keras.convert.sources.tflite import open_interpreter
 from mnv2_keras.export.calibration import LIMIT, evenly, tensorflow_dataset
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport
 from mnv2_keras.export.statistics import to_stored
 from mnv2_keras.export.tables import pack_table
-from mnv2_keras.heads.deeplab import LargestClass
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_photo
-from mnv2_keras.taps import check_input
+from mnv2_keras.networks.endpoints import check_input
+from mnv2_keras.networks.segmentation_head import ArgMax
+from mnv2_keras.tflite import open_interpreter
 
 OUTPUTS = ("logits", "labels")
 
@@ -146,7 +146,7 @@ def segmenter_metadata(labels: Sequence[str] | None, name: str, output: str = "l
 
 
 def _with_labels(model: keras.Model) -> keras.Model:
-    return keras.Model(model.input, LargestClass(name="labels")(model.output), name=model.name)
+    return keras.Model(model.input, ArgMax(name="labels")(model.output), name=model.name)
 
 
 def _load(photos, size: tuple[int, int], skipped: dict[str, str]) -> dict[str, np.ndarray]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mnv2_keras.convert.sources.tflite import TfliteFile, open_interpreter
 from mnv2_keras.export.quantization import activation_tensors
+from mnv2_keras.tflite import TfliteFile, open_interpreter
 
 #: Places of a feature map looked at per image: neighbours say nearly the same.
 _PLACES = 256

@@ -353,7 +353,7 @@ def _keras_model(weights, resolution):
                 "A Keras model has its own resolution: build it with input_shape, and leave resolution out."
             )
         return weights
-    from mnv2_keras.models.conversion import open_model
+    from mnv2_keras.conversion import open_model
 
     return open_model(weights, size=(resolution, resolution) if resolution else None)[0]
 

@@ -103,9 +103,9 @@ class Detector:
         import tensorflow as tf
 
         from mnv2_keras.boxes import ssd_anchors
+        from mnv2_keras.conversion import open_model
         from mnv2_keras.detection import postprocess_detections
-        from mnv2_keras.models.conversion import open_model
-        from mnv2_keras.taps import check_input
+        from mnv2_keras.networks.endpoints import check_input
 
         model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
         outputs = ("box_encodings", "class_predictions_with_background")

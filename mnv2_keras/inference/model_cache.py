@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mnv2_keras import __version__
 from mnv2_keras.atomic import write_bytes
+from mnv2_keras.bundled import shipped_file
 from mnv2_keras.cache import cache_folder
-from mnv2_keras.shipped import shipped_file
 
 log = logging.getLogger("mnv2_keras")
 
@@ -175,7 +175,7 @@ def _write(path: Path, data: bytes) -> bool:
 def _converted(weights: str | os.PathLike, precision: str, resolution: int | None) -> bytes:
     import tempfile
 
-    from mnv2_keras.child import run_child
+    from mnv2_keras.subprocess_job import run_child
 
     with tempfile.TemporaryDirectory(prefix="mnv2-litert-") as folder:
         job, made, failure = (Path(folder, name) for name in ("job.json", "model.tflite", "failure.txt"))
@@ -204,7 +204,7 @@ def _convert_job(folder: Path) -> None:
 
 
 def _make(weights: str, precision: str, resolution: int | None) -> bytes:
-    from mnv2_keras.models.conversion import open_model
+    from mnv2_keras.conversion import open_model
 
     model, _ = open_model(weights, size=None if resolution is None else (resolution, resolution))
     return make_classifier_file(model, precision, here=True)
@@ -216,7 +216,7 @@ def check_classifier(model) -> None:
     Raises:
         ValueError: it puts out no classes, or takes 0 to 255.
     """
-    from mnv2_keras.taps import check_input
+    from mnv2_keras.networks.endpoints import check_input
 
     if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
         raise ValueError(
@@ -263,6 +263,6 @@ def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
 
 
 if __name__ == "__main__":
-    from mnv2_keras.child import follow_parent
+    from mnv2_keras.subprocess_job import follow_parent
 
     _convert_job(follow_parent(sys.argv[1:]))

@@ -182,8 +182,8 @@ class _LiteRT:
     """A .tflite that takes (1, H, W, 3) and gives logits (1, h, w, C) or labels (1, H, W)."""
 
     def __init__(self, path, threads: int | None):
-        from mnv2_keras.convert.sources.tflite import open_interpreter, read_tflite
         from mnv2_keras.export.metadata import associated_files
+        from mnv2_keras.tflite import open_interpreter, read_tflite
 
         name, content = read_tflite(path)
         self._interpreter = open_interpreter(content, threads)
@@ -233,8 +233,8 @@ class _Keras:
         import keras
         import tensorflow as tf
 
-        from mnv2_keras.models.conversion import open_model
-        from mnv2_keras.taps import check_input
+        from mnv2_keras.conversion import open_model
+        from mnv2_keras.networks.endpoints import check_input
 
         model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
         self.size = tuple(side or 513 for side in model.input_shape[1:3])
@@ -284,7 +284,7 @@ class MultiScale:
     def __init__(self, model, scales: Sequence[float], flip: bool = False):
         import keras
 
-        from mnv2_keras.taps import endpoints, feature_info
+        from mnv2_keras.networks.endpoints import endpoints, feature_info
 
         # A copy that takes any size, with the same weights.
         free = keras.models.clone_model(model, input_tensors=keras.Input((None, None, model.input_shape[3])))

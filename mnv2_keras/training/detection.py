@@ -10,12 +10,12 @@ import keras
 import tensorflow as tf
 
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.taps import check_input
+from mnv2_keras.networks.endpoints import check_input
 from mnv2_keras.training.detection_loss import detection_loss
+from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
 from mnv2_keras.training.history import write_csv
 from mnv2_keras.training.optimizer import SlimRMSprop
-from mnv2_keras.training.state import Diverged
-from mnv2_keras.training.twin import training_twin
+from mnv2_keras.training.state import DivergedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +130,12 @@ def train_detector(
         (wall time since the start, evaluation included) and what `evaluate` says.
 
     Raises:
-        Diverged: a loss is NaN or infinite; the message says at which step.
+        DivergedError: a loss is NaN or infinite; the message says at which step.
         ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255.
     """
     check_input(model)
     anchors = tf.constant(ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors)
-    twin, variables = training_twin(model), model.trainable_variables
+    twin, variables = with_fused_batch_norm(model), model.trainable_variables
     optimizer, rate = recipe.make_optimizer(variables), recipe.schedule()
 
     @tf.function(reduce_retracing=True)
@@ -164,7 +164,7 @@ def train_detector(
             continue
         means = (sums / since).numpy().tolist()
         if not all(map(math.isfinite, means)):
-            raise Diverged(
+            raise DivergedError(
                 f"The loss is {sum(means)} within the {since} steps up to {number + 1}: lower the learning rate "
                 f"({rate(number):.3g}), or check the images and boxes for NaN."
             )

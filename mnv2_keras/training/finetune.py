@@ -11,16 +11,16 @@ import keras
 import numpy as np
 
 from mnv2_keras.atomic import write_text
-from mnv2_keras.backbone import Style
+from mnv2_keras.conversion import open_model
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import Evaluation, evaluate
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.export.litert import PRECISIONS, export_litert
-from mnv2_keras.heads.classification import classification
-from mnv2_keras.models.conversion import open_model
-from mnv2_keras.taps import blocks, endpoints, freeze
+from mnv2_keras.networks.backbone import ConvConfig
+from mnv2_keras.networks.classification_head import classification
+from mnv2_keras.networks.endpoints import blocks, endpoints, freeze
 from mnv2_keras.training import loop
 from mnv2_keras.training.linear_probe import linear_probe
 from mnv2_keras.training.recipes import FINETUNE, LINEAR_PROBE, Recipe
@@ -61,7 +61,7 @@ def with_new_head(
         ValueError: the model holds no MobileNetV2.
     """
     last = next(name for name in reversed(blocks(model)) if name[6:].isdigit())
-    style = Style(weight_decay=weight_decay)
+    style = ConvConfig(weight_decay=weight_decay)
     return keras.Model(
         model.input, classification(endpoints(model)[last], classes, style, dropout_rate), name=model.name
     )

@@ -16,7 +16,7 @@ from mnv2_keras.cache import cache_access, cache_folder
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import Examples, check_labels, check_readable
-from mnv2_keras.taps import check_input, endpoints
+from mnv2_keras.networks.endpoints import check_input, endpoints
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
 
 #: Images at once in the one pass that computes features.

@@ -16,14 +16,14 @@ from mnv2_keras.atomic import write_text
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
 from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from mnv2_keras.data.classification import check_labels, check_readable
-from mnv2_keras.models.classifier import build_mobilenetv2
-from mnv2_keras.taps import check_input, endpoints
+from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.networks.endpoints import check_input, endpoints
 from mnv2_keras.training.averages import MovingAverages
+from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
 from mnv2_keras.training.history import write_csv, write_curves, write_tensorboard
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.recipes import Recipe
-from mnv2_keras.training.state import Diverged, WorkerLost, restore, save_state
-from mnv2_keras.training.twin import training_twin
+from mnv2_keras.training.state import DivergedError, WorkerLostError, restore, save_state
 from mnv2_keras.weights import save_model
 
 #: Images that are judged at once.
@@ -100,7 +100,7 @@ class Step:
         with self.strategy.scope():
             taps = endpoints(model)
             self.network = keras.Model(model.input, taps["Logits"])
-            self.twin = training_twin(self.network)
+            self.twin = with_fused_batch_norm(self.network)
             self.trained = self.twin.trainable_variables
             self.optimizer = _optimizer(recipe)
             self.optimizer.build(self.trained)
@@ -233,8 +233,8 @@ def train(
         ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
             batch; the data has no labels, or a class of broken images only; class weights of what is no label; the folder holds
             another run.
-        Diverged: the loss or a weight is NaN or infinite; the message says where. The epochs before are kept.
-        WorkerLost: another worker of this run does not answer.
+        DivergedError: the loss or a weight is NaN or infinite; the message says where. The epochs before are kept.
+        WorkerLostError: another worker of this run does not answer.
         OSError: no room; what was saved before is still there.
     """
     folder = Path(folder).expanduser()
@@ -295,12 +295,12 @@ def train(
                 result = step(images, labels + offset, weights, number + 1).numpy()
             except _SILENCE as error:
                 kept = f"{len(rows)} epoch{' is' if len(rows) == 1 else 's are'} kept in {folder}"
-                raise WorkerLost(
+                raise WorkerLostError(
                     f"Another worker does not answer any more (epoch {epoch + 1}, step {i + 1}): this one stops too. Start the "
                     f"same command with --resume on all of them; {kept}."
                 ) from error
             if not math.isfinite(result[0]):
-                raise Diverged(_where(step, images, epoch, i, rate, folder if rows else None))
+                raise DivergedError(_where(step, images, epoch, i, rate, folder if rows else None))
             sums += result
             if progress:
                 speed = (i + 1) * batch / (time.monotonic() - start)
@@ -313,7 +313,7 @@ def train(
             val_loss, val_accuracy = judge(network, judged, offset)
             # The loss was that of the weights before the last step: nothing is saved that cannot be gone on from.
             if not math.isfinite(val_loss) or not all(np.isfinite(array).all() for array in arrays):
-                raise Diverged(_where(step, images, epoch, i, rate, folder if rows else None))
+                raise DivergedError(_where(step, images, epoch, i, rate, folder if rows else None))
             rows.append(
                 {
                     "epoch": epoch + 1,

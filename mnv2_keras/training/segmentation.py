@@ -14,9 +14,9 @@ from keras import ops
 
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.masks import IGNORED
-from mnv2_keras.taps import check_input
-from mnv2_keras.training.state import Diverged, restore, save_state
-from mnv2_keras.training.twin import training_twin
+from mnv2_keras.networks.endpoints import check_input
+from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
+from mnv2_keras.training.state import DivergedError, restore, save_state
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def train_segmenter(
     Raises:
         ValueError: photos and masks that do not fit each other, naming them (a folder is checked before the first step); a
             model of another size, class count or range of values; or `state` is another run's, or there without `resume`.
-        Diverged: the loss is NaN or infinite; the message says where.
+        DivergedError: the loss is NaN or infinite; the message says where.
     """
     import tensorflow as tf
 
@@ -178,7 +178,7 @@ def train_segmenter(
     keras.utils.set_random_seed(recipe.seed)
     compile_segmenter(model, recipe)
     decayed = [] if model.losses else [layer.kernel for layer in model.layers if type(layer) is keras.layers.Conv2D]
-    twin, judged, optimizer = training_twin(model), SegmentationLoss(), model.optimizer
+    twin, judged, optimizer = with_fused_batch_norm(model), SegmentationLoss(), model.optimizer
     trained = twin.trainable_variables  # the model's own
     optimizer.build(trained)
 
@@ -204,7 +204,7 @@ def train_segmenter(
         if not all(
             np.isfinite(array).all() for array in arrays
         ):  # the loss was that of the weights before the last step
-            raise Diverged(f"A weight is no number any more after step {rows[-1]['step']}: {advice}.")
+            raise DivergedError(f"A weight is no number any more after step {rows[-1]['step']}: {advice}.")
         if state is not None:
             save_state(state, arrays, {"identity": identity, "rows": rows})
 
@@ -225,7 +225,7 @@ def train_segmenter(
             raise ValueError(_cause(error) + _kept(rows, state)) from error
         losses.append(float(train_step(images, masks)))
         if not math.isfinite(losses[-1]):
-            raise Diverged(f"The loss is {losses[-1]} at step {number}: {advice}.")
+            raise DivergedError(f"The loss is {losses[-1]} at step {number}: {advice}.")
         row = None
         if number % every == 0 or number == recipe.steps:
             row = {"step": number, "loss": sum(losses) / len(losses), "seconds": round(time.monotonic() - start, 2)}

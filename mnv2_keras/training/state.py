@@ -10,11 +10,11 @@ import numpy as np
 from mnv2_keras.atomic import write_bytes
 
 
-class Diverged(ValueError):
+class DivergedError(ValueError):
     """The loss is no number any more."""
 
 
-class WorkerLost(OSError):
+class WorkerLostError(OSError):
     """Another worker of a distributed run is gone."""
 
 

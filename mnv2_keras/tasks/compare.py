@@ -10,8 +10,8 @@ from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.names import root_scope, variables
 from mnv2_keras.convert.receipt import Receipt
 from mnv2_keras.images import find_images
+from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.preprocessing import preprocess_image
-from mnv2_keras.taps import endpoints
 
 
 def endpoint_values(model: keras.Model, batch: np.ndarray) -> dict[str, np.ndarray]:

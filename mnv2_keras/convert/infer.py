@@ -16,7 +16,7 @@ _ROUNDINGS = ((8, 8), (1, 1), (16, 8))
 
 
 @dataclass(frozen=True)
-class Recognition:
+class InferredArchitecture:
     """What the shapes say.
 
     Attributes:
@@ -98,7 +98,7 @@ def _ways(shapes: Shapes, kind: str) -> int:
     return 1 + max((int(m[1]) for name in shapes if (m := re.search(rf"/{kind}_part_(\d+)/", name))), default=0)
 
 
-def recognise(shapes: Shapes, hint: str = "") -> Recognition | None:
+def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture | None:
     """Work out the network from the names and shapes of its variables.
 
     Args:
@@ -137,9 +137,11 @@ def recognise(shapes: Shapes, hint: str = "") -> Recognition | None:
             if end is None or depth(name)[0] < count or name in shapes
         )
 
-    def found(options: dict, strides_known: bool) -> Recognition:
+    def found(options: dict, strides_known: bool) -> InferredArchitecture:
         classes = logits and logits[3]
-        return Recognition(options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known)
+        return InferredArchitecture(
+            options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known
+        )
 
     if count == blocks or (end is not None and count < blocks):
         for min_depth, divisible_by in _ROUNDINGS:

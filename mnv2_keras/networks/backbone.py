@@ -16,7 +16,7 @@ from mnv2_keras.architecture import Block, Convolution, Part, Plan
 
 
 @dataclass(frozen=True)
-class Style:
+class ConvConfig:
     """What the convolutions of one network have in common; TF-Slim's `training_scope` and `arg_scope`s.
 
     Attributes:
@@ -64,7 +64,7 @@ class Style:
         return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
 
 
-def normalize(x, name: str, style: Style):
+def normalize(x, name: str, style: ConvConfig):
     """Batch or group norm with centre and scale (TF-Slim `batch_norm`, `group_norm`). Any (B, H, W, C) to the same."""
     if style.normalization == "batch_norm":
         norm = layers.BatchNormalization(momentum=style.momentum, epsilon=style.epsilon, name=f"{name}-BatchNorm")
@@ -77,12 +77,12 @@ def normalize(x, name: str, style: Style):
     return layers.GroupNormalization(groups=style.groups, epsilon=1e-6, name=f"{name}-GroupNorm")(x)
 
 
-def _finish(x, name: str, style: Style, linear: bool):
+def _finish(x, name: str, style: ConvConfig, linear: bool):
     x = normalize(x, name, style)
     return x if linear else layers.Activation(style.activation, name=f"{name}-activation")(x)
 
 
-def _padding(x, kernel: int, rate: int, name: str, style: Style):
+def _padding(x, kernel: int, rate: int, name: str, style: ConvConfig):
     """What the layer's `padding` must be, and its input, padded already where padding is explicit."""
     if not style.explicit_padding or kernel == 1:
         return x, "same"
@@ -90,7 +90,7 @@ def _padding(x, kernel: int, rate: int, name: str, style: Style):
     return layers.ZeroPadding2D((kernel - 1) * rate // 2, name=f"{name}-pad")(x), "valid"
 
 
-def convolution(x, filters: int, kernel: int, name: str, style: Style, stride=1, rate=1, linear=False):
+def convolution(x, filters: int, kernel: int, name: str, style: ConvConfig, stride=1, rate=1, linear=False):
     """A full convolution without bias, its normalisation and activation.
 
     Shapes (NHWC): B, H, W, C to B, ceil(H/stride), ceil(W/stride), filters.
@@ -110,7 +110,7 @@ def convolution(x, filters: int, kernel: int, name: str, style: Style, stride=1,
     return _finish(x, name, style, linear)
 
 
-def depthwise(x, name: str, style: Style, stride=1, rate=1):
+def depthwise(x, name: str, style: ConvConfig, stride=1, rate=1):
     """A 3x3 filter for each channel, its normalisation and activation.
 
     Shapes (NHWC): B, H, W, C to B, ceil(H/stride), ceil(W/stride), C.
@@ -146,7 +146,7 @@ class ChannelSlice(layers.Layer):
         return super().get_config() | {"start": self.start, "stop": self.stop}
 
 
-def pointwise(x, parts: tuple[Part, ...], scope: str, style: Style, linear=False):
+def pointwise(x, parts: tuple[Part, ...], scope: str, style: ConvConfig, linear=False):
     """A 1x1 convolution, whole or in groups that each see their own part of the input (TF-Slim `split_conv`)."""
     if len(parts) == 1:
         return convolution(x, parts[0].outputs, 1, f"{scope}-{parts[0].name}", style, linear=linear)
@@ -159,7 +159,7 @@ def pointwise(x, parts: tuple[Part, ...], scope: str, style: Style, linear=False
     return layers.Concatenate(name=f"{scope}-{parts[0].name.split('_')[0]}-concat")(pieces)
 
 
-def inverted_residual(x, block: Block, style: Style, until: str | None = None):
+def inverted_residual(x, block: Block, style: ConvConfig, until: str | None = None):
     """Expand, filter, project; add the input back when nothing changed shape.
 
     Source: paper sections 3.2-3.4 and Table 1; TF-Slim `conv_blocks.expanded_conv`.
@@ -194,7 +194,7 @@ def plan_endpoints(plan: Plan) -> list[str]:
     return names
 
 
-def backbone(x, plan: Plan, style: Style, final_endpoint: str | None = None):
+def backbone(x, plan: Plan, style: ConvConfig, final_endpoint: str | None = None):
     """Table 2 from the first convolution to the last, or to `final_endpoint`.
 
     Source: paper Table 2; TF-Slim `mobilenet.mobilenet_base`.

@@ -2,10 +2,10 @@
 
 from keras import layers
 
-from mnv2_keras.backbone import Style
+from mnv2_keras.networks.backbone import ConvConfig
 
 
-def classification(x, classes: int, style: Style, dropout_rate: float = 0.2, activation: str | None = "softmax"):
+def classification(x, classes: int, style: ConvConfig, dropout_rate: float = 0.2, activation: str | None = "softmax"):
     """Features to class probabilities.
 
     Source: TF-Slim `mobilenet.mobilenet`, scope `Logits`.

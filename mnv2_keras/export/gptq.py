@@ -9,19 +9,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
-from mnv2_keras.export.quantization import Affine, Kernel, kernel_scale
+from mnv2_keras.export.quantization import Kernel, QuantParams, kernel_scale
 from mnv2_keras.export.statistics import Statistics
+from mnv2_keras.tflite import TfliteFile
 
 #: Added to the inputs' own second moments, relative to their mean: few photos show only some of what inputs can do.
 _DAMPING = 0.01
 _BLOCK = 64
 
 
-def learned_kernels(
+def gptq(
     content: bytes,
     statistics: Statistics,
-    scheme: Mapping[int, Affine],
+    scheme: Mapping[int, QuantParams],
     damping: float = _DAMPING,
     compensate: bool = True,
     correct_bias: bool = True,

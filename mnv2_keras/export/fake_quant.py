@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from mnv2_keras.export.quantization import Affine, Kernel
+from mnv2_keras.export.quantization import Kernel, QuantParams
 
 _PACKAGE = "mnv2_keras"
 _LOWEST, _HIGHEST = -128, 127  # of int8
@@ -85,7 +85,7 @@ def _steps_of(x, step):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class SimulatedImage(layers.Layer):
+class FakeQuantImage(layers.Layer):
     """Pixels as the file takes them.
 
     Args:
@@ -97,7 +97,7 @@ class SimulatedImage(layers.Layer):
         self.value_range = tuple(value_range)
         # A pixel p goes into the file as it is, and there means (p - zero point) * scale, zero being one of the steps: for
         # [-1, 1] half a step more or less than p / 127.5 - 1.
-        self.affine = Affine.covering(*value_range)
+        self.affine = QuantParams.covering(*value_range)
 
     def call(self, inputs):
         """(B, H, W, C) to (the same in steps, step)."""
@@ -158,7 +158,7 @@ _POWERS = 2.0 ** np.arange(-9, 8, dtype=np.float32)
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class SimulatedAdd(RangedLayer):
+class FakeQuantAdd(RangedLayer):
     """Sum of two tensors of int8, in XNNPACK's fixed point (`qs8-vadd`)."""
 
     def call(self, inputs, training=False):
@@ -178,7 +178,7 @@ class SimulatedAdd(RangedLayer):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class SimulatedMean(RangedLayer):
+class FakeQuantMean(RangedLayer):
     """Mean over height and width of a tensor of int8.
 
     Args:
@@ -208,7 +208,7 @@ _ARGUMENTS = ("kind", "filters", "kernel_size", "strides", "dilation_rate", "pad
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class SimulatedConvolution(RangedLayer):
+class FakeQuantConvolution(RangedLayer):
     """Convolution, batch norm and activation as one int8 layer.
 
     Args:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnv2_keras.convert.checkpoint import Checkpoint
+from mnv2_keras.convert.infer import infer_architecture
 from mnv2_keras.convert.names import AVERAGE, depth, variables
-from mnv2_keras.convert.recognition import recognise
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _side(name: str, shapes: Mapping) -> str | None:
 def _shape_error(source, model_shapes: Mapping, file_shapes: Mapping, wrong: list[str]) -> str:
     """One sentence where the cause is known, the list of shapes otherwise."""
     # The same hint for both: where several alphas have the same widths, both are called the same.
-    ours, theirs = (recognise(shapes, source.name) for shapes in (model_shapes, file_shapes))
+    ours, theirs = (infer_architecture(shapes, source.name) for shapes in (model_shapes, file_shapes))
     if ours and theirs:
         if ours.channels != theirs.channels:
             return (
@@ -183,7 +183,7 @@ def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:
 
 
 def _known_difference(source, model_shapes: Mapping, file_shapes: Mapping) -> bool:
-    ours, theirs = (recognise(shapes, source.name) for shapes in (model_shapes, file_shapes))
+    ours, theirs = (infer_architecture(shapes, source.name) for shapes in (model_shapes, file_shapes))
     return bool(ours and theirs and (ours.alpha != theirs.alpha or ours.channels != theirs.channels))
 
 

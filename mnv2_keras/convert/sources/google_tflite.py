@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
+from mnv2_keras.tflite import TfliteFile
 
 #: By what the batch norm of a scope is computed: epsilon, as the networks have it in Keras.
 _EPSILON, _HEAD_EPSILON = 1e-3, 1e-5

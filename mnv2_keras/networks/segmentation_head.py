@@ -6,7 +6,7 @@ from dataclasses import replace
 import keras
 from keras import layers, ops
 
-from mnv2_keras.backbone import Style, convolution, depthwise
+from mnv2_keras.networks.backbone import ConvConfig, convolution, depthwise
 
 FILTERS = 256
 SKIP_FILTERS = 48
@@ -46,7 +46,7 @@ class ResizeLike(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="mnv2_keras")
-class LargestClass(layers.Layer):
+class ArgMax(layers.Layer):
     """Logits (B, H, W, classes) to labels (B, H, W), int32.
 
     With TensorFlow it is the bare operation, which LiteRT has built in; `keras.ops.argmax` looks after negative zeros by
@@ -75,13 +75,15 @@ def resize_like(x, like, name: str, **options):
     return ResizeLike(name=name, **options)([x, like])
 
 
-def _separable(x, name: str, style: Style, rate: int = 1):
+def _separable(x, name: str, style: ConvConfig, rate: int = 1):
     """3x3 depthwise, then 1x1 to 256, each with batch norm and ReLU (DeepLab `split_separable_conv2d`)."""
     x = depthwise(x, f"{name}_depthwise", replace(style, stddev=0.33), rate=rate)
     return convolution(x, FILTERS, 1, f"{name}_pointwise", replace(style, stddev=0.06))
 
 
-def pyramid(features, style: Style, aspp_rates: Sequence[int] = (), separable: bool = True, dropout_rate: float = 0.1):
+def pyramid(
+    features, style: ConvConfig, aspp_rates: Sequence[int] = (), separable: bool = True, dropout_rate: float = 0.1
+):
     """Features beside their mean over the image and at several dilations, projected to 256 channels.
 
     Source: DeepLab `model.extract_features`.
@@ -113,7 +115,7 @@ def pyramid(features, style: Style, aspp_rates: Sequence[int] = (), separable: b
     return layers.Dropout(dropout_rate, name="concat_projection-dropout")(x)
 
 
-def decoder(x, skip, style: Style):
+def decoder(x, skip, style: ConvConfig):
     """Refine at the stride of `skip`: upsample, put the early features beside, filter twice.
 
     Source: DeepLab `model.refine_by_decoder` with `decoder_output_stride` [4].
@@ -128,7 +130,7 @@ def decoder(x, skip, style: Style):
     return x
 
 
-def segmentation(x, image, classes: int, style: Style):
+def segmentation(x, image, classes: int, style: ConvConfig):
     """Logits at the features' size, then at the image's.
 
     Source: DeepLab `model.get_branch_logits` and `model.predict_labels`.

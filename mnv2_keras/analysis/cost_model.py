@@ -203,7 +203,7 @@ class _Entry:
     writes: tuple[int, ...]
 
 
-class Ledger:
+class CostModel:
     """Takes down the operations of one walk, in the order in which they would run."""
 
     def __init__(self, activation_bytes: int = 4):

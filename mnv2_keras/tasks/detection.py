@@ -1,8 +1,6 @@
-"""SSDLite, the paper's detector, and the classic SSD, on the MobileNetV2 backbone."""
+"""The detector as a task: inferred from variables, built, filled, compared."""
 
-import dataclasses
 import itertools
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -12,161 +10,20 @@ import keras
 import numpy as np
 
 from mnv2_keras.analysis.ssdlite import ANCHORS, EXTRA_DEPTHS, MIN_DEPTH
-from mnv2_keras.architecture import Plan, make_plan
-from mnv2_keras.backbone import Style, backbone
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.convert.assign import Transfer, load_variables, network_shapes
-from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, sha256_of
+from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
 from mnv2_keras.convert.detection_goldens import find_detection_goldens
 from mnv2_keras.convert.graph import FrozenGraph
-from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, backbone_shapes, variables
+from mnv2_keras.convert.names import DETECTOR, backbone_shapes, variables
 from mnv2_keras.convert.receipt import Receipt
+from mnv2_keras.convert.transfer import Transfer, network_shapes
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
-from mnv2_keras.heads.ssdlite import extra_maps, predictors
 from mnv2_keras.images import find_images, read_image
-from mnv2_keras.registry import imagenet_checkpoint
-from mnv2_keras.taps import endpoints
-from mnv2_keras.weights import KERAS_FILES, fill, find_weights
+from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2, detector_plan, fill_from_checkpoint
+from mnv2_keras.networks.endpoints import endpoints
 
-log = logging.getLogger("mnv2_keras")
-
-#: The Object Detection API refuses smaller images.
-MIN_SIDE = 33
 #: Of the published detectors, where nothing tells.
 PUBLISHED_SIZE = (300, 300)
-
-
-def build_ssdlite_mobilenetv2(
-    alpha: float = 1.0,
-    input_shape=(300, 300, 3),
-    *,
-    classes: int = 90,
-    weights=None,
-    separable: bool = True,
-    predictor_kernel: int | None = None,
-    min_depth: int = MIN_DEPTH,
-    batch_norm_momentum: float = 0.9997,
-    weight_decay: float = 0.0,
-    include_preprocessing: bool = False,
-    name: str = "SSDLiteMobilenetV2",
-) -> keras.Model:
-    """Build SSDLite on MobileNetV2.
-
-    Source: arXiv:1801.04381, section 6.2; Object Detection API, `ssdlite_mobilenet_v2_coco.config` (`separable=True`) and
-    `ssd_mobilenet_v2_coco.config` (`separable=False`).
-
-    Args:
-        alpha: width multiplier of backbone and extra maps, any number above 0.
-        input_shape: (H, W, C); H and W of at least 33 pixels, or None. Values in [-1, 1], or 0 to 255 with
-            `include_preprocessing`.
-        classes: number of classes without the background; COCO's published ids need 90.
-        weights: None (fresh), a name from `list_checkpoints()`, or a local archive, folder, checkpoint, `.keras`, `.h5` or
-            `.weights.h5`. A classifier's checkpoint (or "imagenet") fills the backbone alone. A detector of another number of
-            classes keeps its box predictors; its class predictors start afresh.
-        separable: SSDLite; False for the classic SSD, with full convolutions in the extra maps and predictors.
-        predictor_kernel: side of the predictors' kernels: 3 for SSDLite; for the classic SSD 1 as published (the default), or 3.
-        min_depth: least number of channels of a layer. Classifiers have 8, which differs below alpha 0.75: pass 8 to take the
-            backbone of one.
-        batch_norm_momentum: decay of the moving statistics.
-        weight_decay: 4e-5 as published: L2 on all kernels but the backbone's depthwise ones.
-        include_preprocessing: take 0 to 255 and scale to [-1, 1] inside.
-        name: of the model.
-
-    Returns:
-        A functional model of float32 images (B, H, W, C) to `box_encodings` (B, A, 4) and
-        `class_predictions_with_background` (B, A, classes + 1), logits. `ssd_anchors` has the A anchors,
-        `postprocess_detections` makes boxes of it.
-
-    Raises:
-        ValueError: an argument out of its range, or weights that do not fit; the message says what to do.
-    """
-    height, width, channels = _checked_input_shape(input_shape)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"classes is {classes!r}: expected a whole number of at least 1, without the background.")
-    kernel = (3 if separable else 1) if predictor_kernel is None else predictor_kernel
-    if kernel not in ((3,) if separable else (1, 3)):
-        expected = "3, the only one a separable predictor has" if separable else "1 or 3"
-        raise ValueError(f"predictor_kernel is {predictor_kernel!r}: expected {expected}.")
-    plan = detector_plan(alpha, channels, min_depth)
-    style = Style(momentum=batch_norm_momentum, weight_decay=weight_decay)
-    head_style = dataclasses.replace(style, stddev=0.03, decay_depthwise=True)
-
-    image = keras.Input((height, width, channels), name="input")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(image) if include_preprocessing else image
-    last = backbone(x, plan, style)
-    # The first map is what the last block with a stride sees before it strides: `layer_15/expansion_output`.
-    strided = [block for block in plan.blocks if block.stride == 2][-1]
-    first = endpoints(keras.Model(image, last))[f"{strided.endpoint}/expansion_output"]
-    maps = [first, last, *extra_maps(last, plan, head_style, separable, min_depth)]
-    model = keras.Model(image, predictors(maps, classes, head_style, separable, kernel), name=name)
-    if weights is not None:
-        _fill(model, weights, plan.alpha)
-    return model
-
-
-def detector_plan(alpha: float = 1.0, channels: int = 3, min_depth: int = MIN_DEPTH) -> Plan:
-    """The backbone's plan as the detectors have it: no layer below `min_depth` channels, the last one scaled too.
-
-    Source: Object Detection API `ssd_mobilenet_v2_feature_extractor`.
-    """
-    return make_plan(alpha, channels=channels, finegrain_classification_mode=False, min_depth=min_depth)
-
-
-def _fill(model: keras.Model, weights, alpha: float) -> None:
-    """Fill a fresh detector with what the builder's `weights` names: a whole detector, or a backbone."""
-    path = find_weights(imagenet_checkpoint(alpha, 224).name if str(weights) == "imagenet" else weights)
-    if path.suffix in KERAS_FILES:
-        fill(model, path, alpha, None)
-        return
-    with open_checkpoint(path) as checkpoint:
-        fill_from_checkpoint(model, checkpoint)
-
-
-def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
-    """Fill a fresh detector from an opened checkpoint.
-
-    A detector's fills everything, or everything but the class predictors where the number of classes differs. Another
-    network's (the classifier, DeepLab) fills the backbone alone; the last convolution stays fresh where its width differs, as it
-    does for alpha below 1.
-
-    Raises:
-        ValueError: the file holds no MobileNetV2 of these widths; the model is untouched.
-    """
-    ours, shapes = variables(model), network_shapes(checkpoint.shapes)
-    left = []
-    if holds(shapes):
-        if all(_shape(ours, name) != shapes.get(name) for name in ours if "/ClassPredictor/" in name):
-            left = [name for name in ours if "/ClassPredictor/" in name]
-    else:
-        ours = {name.removeprefix("FeatureExtractor/"): v for name, v in ours.items() if name.startswith(DETECTOR)}
-        last = [name for name in ours if name.startswith(f"{CLASSIFIER}/Conv_1/")]
-        left = [name for name in ours if "/layer_" in name]
-        left += last if any(_shape(ours, name) != shapes.get(name) for name in last) else []
-    transfer = load_variables(ours, checkpoint, ema, new=left)
-    if left:
-        log.warning(
-            "%s: %d weights of the model are new and untrained, first %s.", checkpoint.source.name, len(left), left[0]
-        )
-    return transfer
-
-
-def _shape(variables_by_name, name: str) -> tuple[int, ...]:
-    return tuple(variables_by_name[name].shape)
-
-
-def _checked_input_shape(input_shape) -> tuple[int | None, int | None, int]:
-    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
-    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool) and side > 0]
-    if len(sides) != 3 or len(whole) + sides[:2].count(None) != 3:
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width, channels), height and width whole numbers or None, such as "
-            "(300, 300, 3)."
-        )
-    if any(side is not None and side < MIN_SIDE for side in sides[:2]):
-        raise ValueError(
-            f"input_shape is {tuple(sides)}: both sides need at least {MIN_SIDE} pixels, as in the Object Detection API."
-        )
-    return sides
 
 
 def holds(shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from mnv2_keras.convert.sources.tflite import TfliteFile
 from mnv2_keras.export.statistics import Channels
+from mnv2_keras.tflite import TfliteFile
 
 _NONE = schema.ActivationFunctionType.NONE
 

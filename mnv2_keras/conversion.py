@@ -7,22 +7,22 @@ from pathlib import Path
 
 import keras
 
-from mnv2_keras.convert.assign import Transfer, network_shapes
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, sha256_of
 from mnv2_keras.convert.graph import FrozenGraph
+from mnv2_keras.convert.infer import infer_architecture
 from mnv2_keras.convert.receipt import Receipt
-from mnv2_keras.convert.recognition import recognise
-from mnv2_keras.models import classifier, deeplab, ssdlite
+from mnv2_keras.convert.transfer import Transfer, network_shapes
+from mnv2_keras.tasks import classification, detection, segmentation
 from mnv2_keras.weights import KERAS_FILES, find_weights, load_keras_file
 
 #: The modules that convert what they hold; the first that knows the variables is asked, the classifier in the end.
-TASKS = (deeplab, ssdlite, classifier)
+TASKS = (segmentation, detection, classification)
 
 
 def task_of(checkpoint: Checkpoint):
     """The module of the network a checkpoint holds."""
     shapes = network_shapes(checkpoint.shapes)
-    return next((task for task in TASKS if task.holds(shapes)), classifier)
+    return next((task for task in TASKS if task.holds(shapes)), classification)
 
 
 def convert_checkpoint(
@@ -51,10 +51,10 @@ def convert_checkpoint(
 
 
 def _convert_quantised(path: Path, classes: int | None, options: dict) -> keras.Model:
-    from mnv2_keras.convert.sources.quantised import read_quantised
+    from mnv2_keras.convert.sources.google_tflite import read_quantised
 
     network = read_quantised(path)
-    task = next((task for task in TASKS if task.holds(network.shapes)), classifier)
+    task = next((task for task in TASKS if task.holds(network.shapes)), classification)
     return task.convert_quantised(network, classes, options)
 
 
@@ -77,12 +77,12 @@ def open_model(
             raise ValueError(
                 f"{path} is a Keras model with its own classes and input size: they cannot be chosen here."
             )
-        importlib.import_module("mnv2_keras.export.simulation")  # Keras then knows the layers of `quantization_aware`
+        importlib.import_module("mnv2_keras.export.fake_quant")  # Keras then knows the layers of `quantization_aware`
         return load_keras_file(path), None
     if path.suffix == ".tflite":
         return _convert_quantised(path, classes, {"input_shape": (*size, 3)} if size else {}), None
     with open_checkpoint(path) as checkpoint:
-        found = recognise(network_shapes(checkpoint.shapes))
+        found = infer_architecture(network_shapes(checkpoint.shapes))
         options = {"input_shape": (*size, found.channels)} if size and found else {}
         return task_of(checkpoint).convert(checkpoint, ema, classes, options)
 

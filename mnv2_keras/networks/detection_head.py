@@ -4,10 +4,10 @@ from keras import layers
 
 from mnv2_keras.analysis.ssdlite import ANCHORS, ANCHORS_LOWEST, EXTRA_DEPTHS, MIN_DEPTH
 from mnv2_keras.architecture import Plan
-from mnv2_keras.backbone import Style, convolution, depthwise
+from mnv2_keras.networks.backbone import ConvConfig, convolution, depthwise
 
 
-def extra_maps(x, plan: Plan, style: Style, separable: bool = True, min_depth: int = MIN_DEPTH) -> list:
+def extra_maps(x, plan: Plan, style: ConvConfig, separable: bool = True, min_depth: int = MIN_DEPTH) -> list:
     """Four more feature maps, each half as high and wide as the one before.
 
     Source: Object Detection API `feature_map_generators.multi_resolution_feature_maps`; paper section 6.2.
@@ -34,7 +34,7 @@ def extra_maps(x, plan: Plan, style: Style, separable: bool = True, min_depth: i
     return maps
 
 
-def predictors(maps: list, classes: int, style: Style, separable: bool = True, kernel: int = 3) -> dict:
+def predictors(maps: list, classes: int, style: ConvConfig, separable: bool = True, kernel: int = 3) -> dict:
     """What each anchor of each map says: where its box is, and what is in it.
 
     Source: Object Detection API `convolutional_box_predictor.ConvolutionalBoxPredictor`, weights not shared between maps.

@@ -120,7 +120,7 @@ def prepared_file(weights, engine: str, precision: str, folder: Path, say) -> st
 
 def precision_of(content: bytes) -> str:
     """What a .tflite computes in, as `export_litert` calls it."""
-    from mnv2_keras.convert.sources.tflite import TfliteFile
+    from mnv2_keras.tflite import TfliteFile
 
     file = TfliteFile(content)
     computed = {file.dtype(int(each.outputs[0])).name for each in file.graph.operators}

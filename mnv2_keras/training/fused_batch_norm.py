@@ -50,7 +50,7 @@ class FusedBatchNormalization(keras.layers.Layer):
         return input_shape
 
 
-def training_twin(model: keras.Model) -> keras.Model:
+def with_fused_batch_norm(model: keras.Model) -> keras.Model:
     """The model to call in a training step: shares all layers and variables, but for the batch norms' computation.
 
     Args:

@@ -1,1 +1,0 @@
-"""One backbone, three endings."""

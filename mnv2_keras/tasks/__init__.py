@@ -1,0 +1,1 @@
+"""What differs between the classifier, the detector and the segmenter; everything else is shared."""
