@@ -40,7 +40,7 @@ _HOME = {
     "evaluation.detection": ["evaluate_detector"],
     "evaluation.segmentation": ["ConfusionMatrix", "evaluate_segmenter"],
     "inference.cluster": ["ClusterRun", "predict_on_cluster"],
-    "bundled": ["digits_network", "sample_digits", "shipped_file"],
+    "bundled": ["digits_network", "sample_digits", "bundled_file"],
     "training.averages": ["MovingAverages"],
     "training.detection": ["DetectionRecipe", "train_detector"],
     "training.finetune": ["Finetuned", "finetune", "unfreeze"],
@@ -51,6 +51,8 @@ _HOME = {
     "training.segmentation": ["SegmentationRecipe", "train_segmenter"],
     "training.state": ["DivergedError", "WorkerLostError"],
 }
+#: Old public names: they work for this release, with a DeprecationWarning.
+_RENAMED = {"Diverged": "DivergedError", "WorkerLost": "WorkerLostError", "shipped_file": "bundled_file"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]
@@ -59,6 +61,11 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 def __getattr__(name: str):
     if name == "analysis":  # a module to be used as one: mnv2_keras.analysis.table_3()
         return importlib.import_module(f"{__name__}.analysis")
+    if name in _RENAMED:
+        from mnv2_keras.deprecation import warn_renamed
+
+        warn_renamed(f"mnv2_keras.{name}", f"mnv2_keras.{_RENAMED[name]}")
+        return getattr(importlib.import_module(__name__), _RENAMED[name])
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

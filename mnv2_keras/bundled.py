@@ -10,7 +10,7 @@ import numpy as np
 PACKAGE = "mnv2_keras.pretrained"
 
 
-def shipped_file(name: str) -> Path:
+def bundled_file(name: str) -> Path:
     """A file of `weights/`, such as `digits.tgz`, `digits_int8.tflite` or `digits.json`.
 
     Raises:
@@ -34,7 +34,7 @@ def digits_network() -> dict:
 
     A checkpoint holds no strides and no input size, so they come from its receipt.
     """
-    about = json.loads(shipped_file("digits.json").read_text())
+    about = json.loads(bundled_file("digits.json").read_text())
     return {"input_shape": tuple(about["input_shape"]), "table": tuple(map(tuple, about["table"]))}
 
 
@@ -46,6 +46,6 @@ def sample_digits() -> tuple[np.ndarray, np.ndarray]:
     """
     from mnv2_keras.images import read_image
 
-    names = json.loads(shipped_file("digits.json").read_text())["samples"]
-    images = np.stack([read_image(shipped_file(name))[..., :1] for name in names])
+    names = json.loads(bundled_file("digits.json").read_text())["samples"]
+    images = np.stack([read_image(bundled_file(name))[..., :1] for name in names])
     return images, np.array([int(name.split("_")[1]) for name in names])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_keras.analysis import analyze
-from mnv2_keras.bundled import digits_network, sample_digits, shipped_file
+from mnv2_keras.bundled import bundled_file, digits_network, sample_digits
 from mnv2_keras.conversion import convert_checkpoint, verify_checkpoint
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.goldens import name_rule_value, shipped_golden
@@ -81,7 +81,7 @@ def _digits() -> Iterator[Fact]:
     from mnv2_keras.export.litert import export_litert
     from mnv2_keras.inference.engines import LitertEngine
 
-    archive, about = shipped_file("digits.tgz"), json.loads(shipped_file("digits.json").read_text())
+    archive, about = bundled_file("digits.tgz"), json.loads(bundled_file("digits.json").read_text())
     model = convert_checkpoint(archive, **digits_network())
     yield Fact(
         sha256_of(archive) == about["sha256"][archive.name] and model.count_params() == about["parameters"],

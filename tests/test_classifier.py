@@ -125,10 +125,10 @@ def test_openvino_agrees(real_file, testdata):
 
 def test_openvino_reads_int8_files_too():
     """Twenty digits through the shipped int8 network, whose ends are uint8, by both engines."""
-    from mnv2_keras.bundled import sample_digits, shipped_file
+    from mnv2_keras.bundled import bundled_file, sample_digits
     from mnv2_keras.inference.engines import LitertEngine, OpenvinoEngine
 
-    content = shipped_file("digits_int8.tflite").read_bytes()
+    content = bundled_file("digits_int8.tflite").read_bytes()
     one, other = LitertEngine(content), OpenvinoEngine(content)
     for digit in sample_digits()[0]:
         np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from mnv2_keras.bundled import shipped_file
+from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cli import main
 
 COMMANDS = tuple(main.COMMANDS)
@@ -57,8 +57,8 @@ except SystemExit as done:
 heavy = {"tensorflow", "keras", "matplotlib", "pooch"} & set(sys.modules)
 assert not heavy, heavy
 """
-    name = min(json.loads(shipped_file("digits.json").read_text())["samples"])
-    photo, digit = shipped_file(name), name.split("_")[1]
+    name = min(json.loads(bundled_file("digits.json").read_text())["samples"])
+    photo, digit = bundled_file(name), name.split("_")[1]
     done = subprocess.run([sys.executable, "-c", code, str(photo)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["predictions"][0]["index"] == int(digit)

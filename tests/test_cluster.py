@@ -20,7 +20,7 @@ import pytest
 from pyarrow import parquet
 from test_cli import mnv2
 
-from mnv2_keras.bundled import shipped_file
+from mnv2_keras.bundled import bundled_file
 from mnv2_keras.images import ImageError, read_image
 from mnv2_keras.inference import cluster
 from mnv2_keras.inference.classifier import Classifier
@@ -142,7 +142,7 @@ def test_workers_know_the_labels_beside_the_weights(here, photos, tmp_path, monk
     """They get the converted file alone; a second run goes on from the first one's parts."""
     from mnv2_keras.export.metadata import add_metadata, model_metadata
 
-    bare = add_metadata(shipped_file("digits_int8.tflite").read_bytes(), model_metadata("n", "d", [], []))
+    bare = add_metadata(bundled_file("digits_int8.tflite").read_bytes(), model_metadata("n", "d", [], []))
     monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: bare)
     (tmp_path / "model.keras").write_bytes(b"weights")
     (tmp_path / "labels.txt").write_text("".join(f"number {i}\n" for i in range(10)))
@@ -352,7 +352,7 @@ def test_the_caller_s_own_connection_is_used_and_left(photos, expected, tmp_path
         "local", num_cpus=2, include_dashboard=False, object_store_memory=cluster.OBJECT_STORE, log_to_driver=False
     )
     try:
-        cluster.predict_on_cluster(photos, tmp_path / "out.parquet", shipped_file("digits_int8.tflite"), top=3)
+        cluster.predict_on_cluster(photos, tmp_path / "out.parquet", bundled_file("digits_int8.tflite"), top=3)
         assert ray.is_initialized()
     finally:
         ray.shutdown()

@@ -240,7 +240,7 @@ def test_what_users_call_comes_from_the_package_itself():
 
     for function in (finetune, unfreeze, linear_probe, pooled_features, read_splits):
         assert getattr(mnv2_keras, function.__name__) is function
-    for name in ("train", "evaluate", "predict_on_cluster", "recipe_named", "sample_digits", "shipped_file"):
+    for name in ("train", "evaluate", "predict_on_cluster", "recipe_named", "sample_digits", "bundled_file"):
         assert callable(getattr(mnv2_keras, name))
     for name in (
         "Recipe",

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from test_cli import mnv2
 
-from mnv2_keras.bundled import sample_digits, shipped_file
+from mnv2_keras.bundled import bundled_file, sample_digits
 from mnv2_keras.images import read_image
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.preprocessing import preprocess_image
@@ -27,7 +27,7 @@ def test_digits_by_arrays_files_and_names(classifier):
     assert sum(best[0].label == str(label) for best, label in zip(found, labels, strict=True)) >= 19
     assert classifier.predict([image[..., 0] for image in images]) == found  # (28, 28)
     assert classifier.predict(np.repeat(images, 3, axis=3)) == found  # RGB of the same brightness
-    path = shipped_file("digit_7_1.png")
+    path = bundled_file("digit_7_1.png")
     assert classifier.predict(path) == classifier.predict(path.read_bytes()) == classifier.predict(read_image(path))
     with Image.open(path) as opened:
         assert classifier.predict(opened) == classifier.predict(path)
@@ -76,7 +76,7 @@ def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
 
 def test_the_command_line_knows_the_digits(capsys, monkeypatch):
     code, out, _ = mnv2(
-        capsys, monkeypatch, "predict", shipped_file("digit_3_1.png"), "--weights", "digits", "--top", "1"
+        capsys, monkeypatch, "predict", bundled_file("digit_3_1.png"), "--weights", "digits", "--top", "1"
     )
     assert code == 0
     assert "│ 3 " in out

@@ -13,7 +13,7 @@ PACKAGE = Path(mnv2_keras.__file__).parent
 
 #: From the bottom up. A module imports from its own layer and from those below.
 LAYERS = [
-    {"architecture", "registry", "atomic", "subprocess_job", "cache", "analysis", "checks"},
+    {"architecture", "registry", "atomic", "subprocess_job", "cache", "analysis", "checks", "deprecation"},
     {"download"},
     {"fetch", "images", "labels", "bundled", "layers", "tflite", "figures"},
     {"preprocessing", "boxes", "masks"},
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Readable without anything but Python.
-STANDARD_LIBRARY_ONLY = {"architecture", "registry", "analysis", "checks"}
+STANDARD_LIBRARY_ONLY = {"architecture", "registry", "analysis", "checks", "deprecation"}
 #: What exists for LiteRT may import it at the top: nothing else imports these at its own top.
 FOR_LITERT = ("export/", "inference/", "tflite.py", "convert/sources/")
 #: Imported where they are used: nobody pays for what they do not use.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mnv2_keras.bundled import digits_network, sample_digits, shipped_file
+from mnv2_keras.bundled import bundled_file, digits_network, sample_digits
 from mnv2_keras.conversion import convert_checkpoint
 from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.data.classification import Examples
@@ -16,7 +16,7 @@ from mnv2_keras.training.recipes import DIGITS
 
 @pytest.fixture(scope="module")
 def about():
-    return json.loads(shipped_file("digits.json").read_text())
+    return json.loads(bundled_file("digits.json").read_text())
 
 
 def test_the_receipt(about):
@@ -32,13 +32,13 @@ def test_the_receipt(about):
 
 @pytest.mark.parametrize("name", ["digits.tgz", "digits_int8.tflite"])
 def test_files_are_small_and_the_receipts(about, name):
-    path = shipped_file(name)
+    path = bundled_file(name)
     assert path.stat().st_size == about["bytes"][name] < 1_000_000
     assert sha256_of(path) == about["sha256"][name]
 
 
 def test_the_checkpoint_says_what_litert_said(about):
-    model = convert_checkpoint(shipped_file("digits.tgz"), **digits_network())
+    model = convert_checkpoint(bundled_file("digits.tgz"), **digits_network())
     assert model.count_params() == about["parameters"]
     photos, labels = sample_digits()
     images = np.stack([preprocess_image(photo, 28)[..., :1] for photo in photos])
@@ -50,11 +50,11 @@ def test_the_checkpoint_says_what_litert_said(about):
 def test_the_int8_file_reads_the_samples():
     photos, labels = sample_digits()
     assert labels.tolist() == [digit for digit in range(10) for _ in range(2)]
-    found = evaluate(shipped_file("digits_int8.tflite"), Examples(photos, labels.astype(np.int32), tuple("0123456789")))
+    found = evaluate(bundled_file("digits_int8.tflite"), Examples(photos, labels.astype(np.int32), tuple("0123456789")))
     assert found.about["labels"] == list("0123456789")
     assert found.top1 >= 0.95
 
 
 def test_what_is_not_shipped_is_told():
     with pytest.raises(FileNotFoundError, match=r"nothing\.tgz is not installed .* digits\.tgz"):
-        shipped_file("nothing.tgz")
+        bundled_file("nothing.tgz")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mnv2_keras import __version__
 from mnv2_keras.atomic import write_bytes
-from mnv2_keras.bundled import shipped_file
+from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
 
 log = logging.getLogger("mnv2_keras")
@@ -94,7 +94,7 @@ def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
 def path_of(weights: str | os.PathLike) -> Path:
     """Where weights lie, "digits" being the file that is installed with the package; a registered name lies nowhere."""
     path = Path(weights).expanduser()
-    return shipped_file("digits_int8.tflite") if str(weights) == "digits" and not path.exists() else path
+    return bundled_file("digits_int8.tflite") if str(weights) == "digits" and not path.exists() else path
 
 
 def digest_of_files(path: Path, name: str) -> str:
