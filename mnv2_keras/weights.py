@@ -12,6 +12,7 @@ from pathlib import Path
 
 import keras
 
+import mnv2_keras.layers  # noqa: F401 - Keras then knows the layers that a file may hold
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from mnv2_keras.convert.names import depth, variables
 from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes

@@ -10,7 +10,7 @@ from mnv2_keras import build_deeplabv3_mobilenetv2, endpoints, feature_info
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.segmentation_goldens import segmentation_goldens
-from mnv2_keras.networks.segmentation_head import ArgMax, ResizeLike
+from mnv2_keras.layers import ArgMax, ResizeLike
 from mnv2_keras.tasks.compare import endpoint_values
 
 #: Trainable parameters, as the genuine program counted them (`analysis` has its own tests).

@@ -18,8 +18,8 @@ import numpy as np
 from keras import layers, ops
 
 from mnv2_keras.export.quantization import Kernel, QuantParams
+from mnv2_keras.layers import registered
 
-_PACKAGE = "mnv2_keras"
 _LOWEST, _HIGHEST = -128, 127  # of int8
 _LARGEST = 127  # of a kernel
 #: A channel this far below the largest of its kernel is dead: some published stems have such, near 1e-21.
@@ -84,7 +84,7 @@ def _steps_of(x, step):
     return ops.round(x / step)
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
+@registered("SimulatedImage")
 class FakeQuantImage(layers.Layer):
     """Pixels as the file takes them.
 
@@ -157,7 +157,7 @@ class RangedLayer(layers.Layer):
 _POWERS = 2.0 ** np.arange(-9, 8, dtype=np.float32)
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
+@registered("SimulatedAdd")
 class FakeQuantAdd(RangedLayer):
     """Sum of two tensors of int8, in XNNPACK's fixed point (`qs8-vadd`)."""
 
@@ -177,7 +177,7 @@ class FakeQuantAdd(RangedLayer):
         return self.range.round(ops.cast(total, "float32")), step
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
+@registered("SimulatedMean")
 class FakeQuantMean(RangedLayer):
     """Mean over height and width of a tensor of int8.
 
@@ -207,7 +207,7 @@ class FakeQuantMean(RangedLayer):
 _ARGUMENTS = ("kind", "filters", "kernel_size", "strides", "dilation_rate", "padding", "batch_norm", "activation")
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
+@registered("SimulatedConvolution")
 class FakeQuantConvolution(RangedLayer):
     """Convolution, batch norm and activation as one int8 layer.
 

@@ -19,9 +19,9 @@ from mnv2_keras.export.statistics import to_stored
 from mnv2_keras.export.tables import pack_table
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
+from mnv2_keras.layers import ArgMax
 from mnv2_keras.masks import fit_photo, pad_photo
 from mnv2_keras.networks.endpoints import check_input
-from mnv2_keras.networks.segmentation_head import ArgMax
 from mnv2_keras.tflite import open_interpreter
 
 OUTPUTS = ("logits", "labels")

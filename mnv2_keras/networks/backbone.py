@@ -13,6 +13,7 @@ import keras
 from keras import layers
 
 from mnv2_keras.architecture import Block, Convolution, Part, Plan
+from mnv2_keras.layers import ChannelSlice
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,6 @@ def depthwise(x, name: str, style: ConvConfig, stride=1, rate=1):
         name=name,
     )(x)
     return _finish(x, name, style, linear=False)
-
-
-@keras.saving.register_keras_serializable(package="mnv2_keras")
-class ChannelSlice(layers.Layer):
-    """Channels `start` to `stop` of a (B, H, W, C) map. (A bare Keras operation cannot be loaded from an `.h5` file.)"""
-
-    def __init__(self, start: int, stop: int, **options):
-        super().__init__(**options)
-        self.start, self.stop = start, stop
-
-    def call(self, x):
-        """(B, H, W, C) to (B, H, W, stop - start)."""
-        return x[..., self.start : self.stop]
-
-    def get_config(self) -> dict:
-        """What `.keras` and `.h5` files keep of the layer."""
-        return super().get_config() | {"start": self.start, "stop": self.stop}
 
 
 def pointwise(x, parts: tuple[Part, ...], scope: str, style: ConvConfig, linear=False):

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
-from keras import layers, ops
+from keras import layers
 
+from mnv2_keras.layers import ResizeLike
 from mnv2_keras.networks.backbone import ConvConfig, convolution, depthwise
 
 FILTERS = 256
@@ -14,60 +15,6 @@ SKIP_FILTERS = 48
 SKIP = "layer_4/depthwise_output"
 #: Decay and epsilon of the head's batch norms; the backbone has TF-Slim's 0.997 and 1e-3.
 MOMENTUM, EPSILON = 0.9997, 1e-5
-
-
-@keras.saving.register_keras_serializable(package="mnv2_keras")
-class ResizeLike(layers.Layer):
-    """Resize a map to another one's height and width: bilinear, the outermost samples on the outermost pixels.
-
-    Source: TF1 `resize_bilinear(align_corners=True)`, which no Keras layer offers. With TensorFlow it is that very op
-    (LiteRT has it built in), elsewhere two small matrix products.
-
-    Shapes (NHWC): [(B, h, w, C), (B, H, W, any)] to (B, H, W, C); sides may be unknown.
-    """
-
-    def call(self, inputs):
-        x, like = inputs
-        height, width = ops.shape(like)[1:3]
-        if keras.config.backend() == "tensorflow":
-            import tensorflow as tf
-
-            # `size` is a constant where the sides are known, which makes the resize of a .tflite a static one.
-            x = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack([height, width]), align_corners=True)
-            return tf.cast(x, self.compute_dtype)
-        rows, columns = (
-            _blend(x.shape[1 + i] or ops.shape(x)[1 + i], n, x.dtype) for i, n in enumerate((height, width))
-        )
-        return ops.einsum("Hh,Ww,bhwc->bHWc", rows, columns, x)
-
-    def compute_output_shape(self, input_shape):
-        x, like = input_shape
-        return (x[0], *like[1:3], x[3])
-
-
-@keras.saving.register_keras_serializable(package="mnv2_keras")
-class ArgMax(layers.Layer):
-    """Logits (B, H, W, classes) to labels (B, H, W), int32.
-
-    With TensorFlow it is the bare operation, which LiteRT has built in; `keras.ops.argmax` looks after negative zeros by
-    operators that it has not.
-    """
-
-    def call(self, x):
-        if keras.config.backend() == "tensorflow":
-            import tensorflow as tf
-
-            return tf.argmax(x, axis=-1, output_type=tf.int32)
-        return ops.cast(ops.argmax(x, axis=-1), "int32")
-
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(x.shape[:-1], dtype="int32")
-
-
-def _blend(samples, outputs, dtype):
-    """(outputs, samples) weights of the linear blend: each output's place among the samples, and its two neighbours."""
-    place = ops.arange(outputs, dtype=dtype) * ((samples - 1) / max(outputs - 1, 1))
-    return ops.maximum(0.0, 1.0 - ops.abs(place[:, None] - ops.arange(samples, dtype=dtype)[None]))
 
 
 def resize_like(x, like, name: str, **options):
