@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 _HOME = {
     "analysis": ["analyze", "analyze_deeplab", "analyze_ssdlite", "summary_table"],
     "architecture": ["TABLE_2", "Block", "Plan", "Row", "make_divisible", "make_plan"],
+    "architecture.detector": ["DetectorPlan", "make_detector_plan"],
+    "architecture.segmenter": ["SegmenterPlan", "make_segmenter_plan"],
     "networks.endpoints": ["blocks", "endpoints", "feature_extractor", "feature_info", "freeze"],
     "networks.classifier": ["build_mobilenetv2"],
     "networks.segmenter": ["build_deeplabv3_mobilenetv2"],

@@ -5,32 +5,16 @@ Everything but the anchors is TensorFlow, for batches, and runs in a graph as we
 Source: Object Detection API `multiple_grid_anchor_generator`, `faster_rcnn_box_coder`, `post_processing`.
 """
 
-import itertools
 import math
 
 import numpy as np
 import tensorflow as tf
 
-#: Of the published configurations; the proto holds float32.
-MIN_SCALE, MAX_SCALE = float(np.float32(0.2)), float(np.float32(0.95))
-ASPECT_RATIOS = (1.0, 2.0, 0.5, 3.0, float(np.float32(0.3333)))
-MAPS = 6
-#: Input pixels per step of the first map; each later one has twice as many.
-FIRST_STRIDE = 16
+from mnv2_keras.architecture.detector import ANCHOR_SHAPES, FIRST_STRIDE
+
 #: What the box code multiplies offsets of the centre, and logarithms of the size, with.
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
 _EPSILON = 1e-8
-
-
-def _anchor_shapes() -> list[list[tuple[float, float]]]:
-    """(scale, aspect ratio) of the anchors of each map, in the order of the predictors' channels."""
-    scales = [MIN_SCALE + (MAX_SCALE - MIN_SCALE) * i / (MAPS - 1) for i in range(MAPS)] + [1.0]
-    lowest = [(0.1, 1.0), (scales[0], 2.0), (scales[0], 0.5)]
-    others = [
-        [*((scale, ratio) for ratio in ASPECT_RATIOS), (math.sqrt(scale * after), 1.0)]
-        for scale, after in itertools.pairwise(scales[1:])
-    ]
-    return [lowest, *others]
 
 
 def ssd_anchors(input_shape) -> np.ndarray:
@@ -56,7 +40,7 @@ def ssd_anchors(input_shape) -> np.ndarray:
         )
     height, width = (int(side) for side in sides[:2])
     anchors = []
-    for i, shapes in enumerate(_anchor_shapes()):
+    for i, shapes in enumerate(ANCHOR_SHAPES):
         rows, columns = (-(-side // (FIRST_STRIDE << i)) for side in (height, width))
         y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
         h = [scale / math.sqrt(ratio) * min(height, width) / height for scale, ratio in shapes]

@@ -5,8 +5,7 @@ import logging
 
 import keras
 
-from mnv2_keras.analysis.ssdlite import MIN_DEPTH
-from mnv2_keras.architecture import Plan, make_plan
+from mnv2_keras.architecture.detector import MIN_DEPTH, make_detector_plan
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint
 from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, variables
 from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
@@ -73,7 +72,7 @@ def build_ssdlite_mobilenetv2(
     if kernel not in ((3,) if separable else (1, 3)):
         expected = "3, the only one a separable predictor has" if separable else "1 or 3"
         raise ValueError(f"predictor_kernel is {predictor_kernel!r}: expected {expected}.")
-    plan = detector_plan(alpha, channels, min_depth)
+    plan = make_detector_plan(alpha, channels=channels, min_depth=min_depth).backbone
     style = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
     head_style = dataclasses.replace(style, stddev=0.03, decay_depthwise=True)
 
@@ -88,14 +87,6 @@ def build_ssdlite_mobilenetv2(
     if weights is not None:
         _fill(model, weights, plan.alpha)
     return model
-
-
-def detector_plan(alpha: float = 1.0, channels: int = 3, min_depth: int = MIN_DEPTH) -> Plan:
-    """The backbone's plan as the detectors have it: no layer below `min_depth` channels, the last one scaled too.
-
-    Source: Object Detection API `ssd_mobilenet_v2_feature_extractor`.
-    """
-    return make_plan(alpha, channels=channels, finegrain_classification_mode=False, min_depth=min_depth)
 
 
 def _fill(model: keras.Model, weights, alpha: float) -> None:

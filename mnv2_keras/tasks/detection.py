@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mnv2_keras.analysis.ssdlite import ANCHORS, EXTRA_DEPTHS, MIN_DEPTH
+from mnv2_keras.architecture.detector import ANCHOR_SHAPES, EXTRA_DEPTHS, MIN_DEPTH, make_detector_plan
 from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
 from mnv2_keras.convert.detection_goldens import find_detection_goldens
@@ -19,7 +19,7 @@ from mnv2_keras.convert.receipt import Receipt
 from mnv2_keras.convert.transfer import Transfer, network_shapes
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 from mnv2_keras.images import find_images, read_image
-from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2, detector_plan, fill_from_checkpoint
+from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2, fill_from_checkpoint
 from mnv2_keras.networks.endpoints import endpoints
 
 #: Of the published detectors, where nothing tells.
@@ -53,12 +53,13 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]], source) -> dict:
         for min_depth, alpha in itertools.product((MIN_DEPTH, 8), alphas):
             if max(int(EXTRA_DEPTHS[0] * alpha), min_depth) != wide[0]:
                 continue
-            expected = backbone_shapes(detector_plan(alpha, stem[2], min_depth), root=DETECTOR)
+            plan = make_detector_plan(alpha, channels=stem[2], min_depth=min_depth)
+            expected = backbone_shapes(plan.backbone, root=DETECTOR)
             if all(shapes.get(name) == shape for name, shape in expected.items()):
                 separable = "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights" in shapes
                 return {
                     "alpha": alpha,
-                    "classes": kernel[3] // ANCHORS - 1,
+                    "classes": kernel[3] // len(ANCHOR_SHAPES[1]) - 1,
                     "separable": separable,
                     "predictor_kernel": None if separable else kernel[0],
                     "min_depth": min_depth,

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from mnv2_keras.architecture import ASPP_RATES
 from mnv2_keras.convert.checkpoint import Checkpoint, sha256_of
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.infer import infer_architecture
@@ -108,8 +109,8 @@ def _published_rates(branches: int, output_stride: int, source) -> tuple[int, ..
     """DeepLab's dilations at this stride: variables do not hold them."""
     if branches == 0:
         return ()
-    if branches == 3 and output_stride in (8, 16):
-        return tuple(rate * 16 // output_stride for rate in (6, 12, 18))
+    if branches == 3 and output_stride in ASPP_RATES:
+        return ASPP_RATES[output_stride]
     raise ValueError(
         f"{source} has {branches} atrous branches, and nothing tells their dilations: pass aspp_rates, one number for each."
     )
