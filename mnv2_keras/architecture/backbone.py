@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mnv2_keras.checks import real_number, whole_number
+from mnv2_keras.checks import one_of, real_number, whole_number
 
 
 class Row(NamedTuple):
@@ -191,10 +191,25 @@ class Plan:
             endpoints[layer.endpoint] = Endpoint(layer.outputs, stride)
         return endpoints
 
+    def end(self, final_endpoint: str | None = None) -> str:
+        """The endpoint at which a backbone ends: `final_endpoint`, or the last one for None.
+
+        Raises:
+            ValueError: the plan has no such endpoint.
+        """
+        if final_endpoint is None:
+            return self.last.endpoint
+        return one_of("final_endpoint", final_endpoint, self.endpoints)
+
     @property
     def output_stride(self) -> int:
         """Pixels of the image per step of the last layer's output."""
         return math.prod(layer.stride for layer in self.layers)
+
+
+def classifier_logits(inputs: int, classes: int) -> Convolution:
+    """The last layer of the classifier (TF-Slim `mobilenet.mobilenet`, scope `Logits`)."""
+    return Convolution("Logits/Conv2d_1c_1x1", inputs, classes, bias=True, endpoint="Logits")
 
 
 def _pointwise(name: str, inputs: int, outputs: int, ways: int) -> tuple[Part, ...]:

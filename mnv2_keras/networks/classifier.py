@@ -1,12 +1,12 @@
-"""MobileNetV2, the classifier and the bare backbone."""
-
-from numbers import Integral
+"""MobileNetV2: the classifier and the bare backbone."""
 
 import keras
+from keras import layers
 
-from mnv2_keras.architecture import TABLE_2, Plan, make_plan
-from mnv2_keras.networks.backbone import ConvConfig, backbone
-from mnv2_keras.networks.classification_head import classification
+from mnv2_keras.architecture import TABLE_2, Plan, classifier_logits, make_plan
+from mnv2_keras.checks import whole_number
+from mnv2_keras.networks.backbone import ConvConfig, backbone, convolution
+from mnv2_keras.networks.builder import image_input, plan_for
 from mnv2_keras.weights import fill
 
 
@@ -38,6 +38,7 @@ def build_mobilenetv2(
     last_channels: int = 1280,
     final_endpoint: str | None = None,
     input_tensor=None,
+    plan: Plan | None = None,
     name: str = "MobilenetV2",
 ) -> keras.Model:
     """Build MobileNetV2, every option as in TF-Slim.
@@ -71,6 +72,7 @@ def build_mobilenetv2(
         stem_channels, last_channels: widths of the first and last convolution at alpha 1.
         final_endpoint: end the backbone at this TF-Slim endpoint.
         input_tensor: a Keras tensor to build on.
+        plan: a plan of `make_plan`, in place of the arguments that describe one.
         name: of the model.
 
     Returns:
@@ -79,30 +81,20 @@ def build_mobilenetv2(
     Raises:
         ValueError: an argument out of its range, or weights that do not fit; the message says what to do.
     """
-    if keras.config.image_data_format() != "channels_last":
-        raise ValueError(
-            "keras.config.image_data_format() is 'channels_first': MobileNetV2 here is NHWC as in TF-Slim. Call "
-            "keras.config.set_image_data_format('channels_last') and give images as (B, H, W, C)."
-        )
-    if input_tensor is not None:
-        if not keras.utils.is_keras_tensor(input_tensor):
-            raise ValueError(
-                f"input_tensor is a {type(input_tensor).__name__}: expected a Keras tensor such as keras.Input((224, 224, 3)); "
-                "call the finished model on arrays."
-            )
-        input_shape = tuple(input_tensor.shape[1:])
-    height, width, channels = _checked_input_shape(input_shape)
-    if isinstance(classes, bool) or not isinstance(classes, Integral | None) or (classes or 0) < 0:
-        raise ValueError(
-            f"classes is {classes!r}: expected a whole number; 0 for pooled features without a classifier."
-        )
+    image, x = image_input(input_shape, (224, 224, 3), include_preprocessing, input_tensor=input_tensor)
+    classes = (
+        0 if classes is None else whole_number("classes", classes, 0, "; 0 for pooled features without a classifier")
+    )
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling is {pooling!r}: expected None, 'avg' or 'max'.")
     if pooling and include_top:
         raise ValueError("pooling goes with include_top=False: the classifier pools by itself.")
-    plan = make_plan(
-        alpha,
-        channels=channels,
+    plan = plan_for(
+        build_mobilenetv2,
+        make_plan,
+        plan,
+        image.shape[3],
+        alpha=alpha,
         table=table,
         stem_channels=stem_channels,
         last_channels=last_channels,
@@ -113,8 +105,8 @@ def build_mobilenetv2(
         split_expansion=split_expansion,
         split_projection=split_projection,
     )
-    _check_size(height, width, plan, final_endpoint)
-    style = ConvConfig(
+    _check_size(image, plan.endpoints[plan.end(final_endpoint)].stride)
+    config = ConvConfig(
         normalization=normalization,
         groups=groups,
         momentum=batch_norm_momentum,
@@ -122,48 +114,47 @@ def build_mobilenetv2(
         activation=activation,
         explicit_padding=explicit_padding,
     )
-    image = keras.Input((height, width, channels), name="input") if input_tensor is None else input_tensor
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(image) if include_preprocessing else image
-    x = backbone(x, plan, style, final_endpoint)
+    *_, x = backbone(x, plan, config, final_endpoint).values()
     if include_top:
-        x = classification(x, int(classes or 0), style, dropout_rate, classifier_activation)
+        x = classification(x, classes, config, dropout_rate, classifier_activation)
     elif pooling == "avg":
-        x = keras.layers.GlobalAveragePooling2D(name="average_pooling")(x)
+        x = layers.GlobalAveragePooling2D(name="average_pooling")(x)
     elif pooling == "max":
-        x = keras.layers.GlobalMaxPooling2D(name="max_pooling")(x)
+        x = layers.GlobalMaxPooling2D(name="max_pooling")(x)
     sources = [image] if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
     model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
     if weights is not None:
-        fill(model, weights, alpha, height)
+        fill(model, weights, plan.alpha, image.shape[1])
     return model
 
 
-def _checked_input_shape(input_shape) -> tuple[int | None, int | None, int]:
-    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
-    if (
-        len(sides) != 3
-        or not all(
-            side is None or (isinstance(side, Integral) and not isinstance(side, bool) and side > 0) for side in sides
-        )
-        or sides[2] is None
-    ):
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width, channels), height and width whole numbers or None, such as "
-            "(224, 224, 3)."
-        )
-    return tuple(None if side is None else int(side) for side in sides)
+def classification(x, classes: int, config: ConvConfig, dropout_rate: float = 0.2, activation: str | None = "softmax"):
+    """Features to class probabilities.
+
+    Source: TF-Slim `mobilenet.mobilenet`, scope `Logits`.
+
+    Args:
+        x: features, (B, h, w, C).
+        classes: number of classes; 0 stops at the pooled features.
+        dropout_rate: share of the pooled features dropped in training (TF-Slim keeps 0.8).
+        activation: of the output; None for logits.
+
+    Returns:
+        (B, classes), or the pooled features (B, 1, 1, C) when `classes` is 0.
+    """
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="global_pool")(x)
+    if not classes:
+        return x
+    x = layers.Dropout(dropout_rate, name="Logits-Dropout")(x)
+    x = convolution(x, classifier_logits(x.shape[3], classes), config)
+    x = layers.Reshape((classes,), name="Logits")(x)
+    # Probabilities stay in float32 under mixed precision: float16 cannot tell the small ones apart.
+    return layers.Activation(activation, dtype="float32", name="Predictions")(x) if activation else x
 
 
-def _check_size(height: int | None, width: int | None, plan: Plan, final_endpoint: str | None) -> None:
+def _check_size(image, stride: int) -> None:
     """A side shorter than the network's stride would be all padding by the end."""
-    final_layer, _, tap = str(final_endpoint or plan.last.endpoint).partition("/")
-    stride = 1
-    for layer in plan.layers:
-        if layer.endpoint == final_layer and tap == "expansion_output":
-            break  # the expansion comes before the stride
-        stride *= layer.stride
-        if layer.endpoint == final_layer:
-            break
+    height, width = image.shape[1:3]
     if min(height or stride, width or stride) < stride:
         raise ValueError(
             f"input_shape {height} x {width} is too small: this network has a stride of {stride}, so both sides need at least "

@@ -4,21 +4,18 @@ import dataclasses
 import logging
 
 import keras
+from keras import layers
 
-from mnv2_keras.architecture.detector import MIN_DEPTH, make_detector_plan
+from mnv2_keras.architecture.detector import MIN_DEPTH, MIN_SIDE, DetectorPlan, make_detector_plan
 from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint
 from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, variables
 from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
-from mnv2_keras.networks.backbone import ConvConfig, backbone
-from mnv2_keras.networks.detection_head import extra_maps, predictors
-from mnv2_keras.networks.endpoints import endpoints
+from mnv2_keras.networks.backbone import ConvConfig, backbone, convolutions
+from mnv2_keras.networks.builder import image_input, plan_for
 from mnv2_keras.registry import imagenet_checkpoint
 from mnv2_keras.weights import KERAS_FILES, fill, find_weights
 
 log = logging.getLogger("mnv2_keras")
-
-#: The Object Detection API refuses smaller images.
-MIN_SIDE = 33
 
 
 def build_ssdlite_mobilenetv2(
@@ -33,6 +30,7 @@ def build_ssdlite_mobilenetv2(
     batch_norm_momentum: float = 0.9997,
     weight_decay: float = 0.0,
     include_preprocessing: bool = False,
+    plan: DetectorPlan | None = None,
     name: str = "SSDLiteMobilenetV2",
 ) -> keras.Model:
     """Build SSDLite on MobileNetV2.
@@ -55,6 +53,7 @@ def build_ssdlite_mobilenetv2(
         batch_norm_momentum: decay of the moving statistics.
         weight_decay: 4e-5 as published: L2 on all kernels but the backbone's depthwise ones.
         include_preprocessing: take 0 to 255 and scale to [-1, 1] inside.
+        plan: a plan of `make_detector_plan`, in place of the arguments that describe one.
         name: of the model.
 
     Returns:
@@ -65,28 +64,50 @@ def build_ssdlite_mobilenetv2(
     Raises:
         ValueError: an argument out of its range, or weights that do not fit; the message says what to do.
     """
-    height, width, channels = _checked_input_shape(input_shape)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"classes is {classes!r}: expected a whole number of at least 1, without the background.")
-    kernel = (3 if separable else 1) if predictor_kernel is None else predictor_kernel
-    if kernel not in ((3,) if separable else (1, 3)):
-        expected = "3, the only one a separable predictor has" if separable else "1 or 3"
-        raise ValueError(f"predictor_kernel is {predictor_kernel!r}: expected {expected}.")
-    plan = make_detector_plan(alpha, channels=channels, min_depth=min_depth).backbone
-    style = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
-    head_style = dataclasses.replace(style, stddev=0.03, decay_depthwise=True)
-
-    image = keras.Input((height, width, channels), name="input")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(image) if include_preprocessing else image
-    last = backbone(x, plan, style)
-    # The first map is what the last block with a stride sees before it strides: `layer_15/expansion_output`.
-    strided = [block for block in plan.blocks if block.stride == 2][-1]
-    first = endpoints(keras.Model(image, last))[f"{strided.endpoint}/expansion_output"]
-    maps = [first, last, *extra_maps(last, plan, head_style, separable, min_depth)]
-    model = keras.Model(image, predictors(maps, classes, head_style, separable, kernel), name=name)
+    image, x = image_input(input_shape, (300, 300, 3), include_preprocessing, MIN_SIDE)
+    plan = plan_for(
+        build_ssdlite_mobilenetv2,
+        make_detector_plan,
+        plan,
+        image.shape[3],
+        alpha=alpha,
+        classes=classes,
+        separable=separable,
+        predictor_kernel=predictor_kernel,
+        min_depth=min_depth,
+    )
+    config = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
+    endpoints = backbone(x, plan.backbone, config)
+    config = dataclasses.replace(config, decay_depthwise=True)
+    maps = [endpoints[name] for name in plan.feature_maps]
+    for sequence in plan.extra_maps:  # each half as high and wide as the one before
+        maps.append(convolutions(maps[-1], sequence, config))
+    model = keras.Model(image, predictions(maps, plan, config), name=name)
     if weights is not None:
-        _fill(model, weights, plan.alpha)
+        _fill(model, weights, plan.backbone.alpha)
     return model
+
+
+def predictions(maps: list, plan: DetectorPlan, config: ConvConfig) -> dict:
+    """For each anchor of each map: where its box is, and what is in it.
+
+    Source: Object Detection API `convolutional_box_predictor.ConvolutionalBoxPredictor`, weights not shared between maps.
+
+    Args:
+        maps: feature maps (B, h, w, C), the finest first.
+
+    Returns:
+        `box_encodings` (B, A, 4) as ty, tx, th, tw and `class_predictions_with_background` (B, A, classes + 1), logits with the
+        background first; both float32. Anchors run by map, row, column, and shape of box.
+    """
+    outputs = {"box_encodings": [], "class_predictions_with_background": []}
+    for x, predictor in zip(maps, plan.predictors, strict=True):
+        for rows, branch in zip(outputs.values(), (predictor.boxes, predictor.classes), strict=True):
+            y = convolutions(x, branch, config)
+            name = branch[-1].name.replace("/", "-")
+            rows.append(layers.Reshape((-1, branch[-1].outputs // predictor.anchors), name=f"{name}-rows")(y))
+    # Codes and logits stay in float32 under mixed precision: what follows are exponentials.
+    return {name: layers.Concatenate(axis=1, dtype="float32", name=name)(rows) for name, rows in outputs.items()}
 
 
 def _fill(model: keras.Model, weights, alpha: float) -> None:
@@ -129,18 +150,3 @@ def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool =
 
 def _shape(variables_by_name, name: str) -> tuple[int, ...]:
     return tuple(variables_by_name[name].shape)
-
-
-def _checked_input_shape(input_shape) -> tuple[int | None, int | None, int]:
-    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
-    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool) and side > 0]
-    if len(sides) != 3 or len(whole) + sides[:2].count(None) != 3:
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width, channels), height and width whole numbers or None, such as "
-            "(300, 300, 3)."
-        )
-    if any(side is not None and side < MIN_SIDE for side in sides[:2]):
-        raise ValueError(
-            f"input_shape is {tuple(sides)}: both sides need at least {MIN_SIDE} pixels, as in the Object Detection API."
-        )
-    return sides

@@ -1,18 +1,18 @@
 """Mobile DeepLabv3: the paper's segmentation network (section 6.3) on MobileNetV2."""
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import keras
+from keras import layers
 
-from mnv2_keras.architecture import Plan, make_plan
-from mnv2_keras.networks import segmentation_head as head_layers
-from mnv2_keras.networks.backbone import ConvConfig, backbone
-from mnv2_keras.networks.endpoints import endpoints
+from mnv2_keras.architecture import Aspp, Decoder, SegmenterPlan, make_segmenter_plan
+from mnv2_keras.layers import ResizeLike
+from mnv2_keras.networks.backbone import ConvConfig, backbone, convolution, convolutions
+from mnv2_keras.networks.builder import image_input, plan_for
 from mnv2_keras.weights import fill
 
-#: Published output strides; others are refused, since nobody has ever seen what they do.
-OUTPUT_STRIDES = (8, 16, 32)
+#: Decay and epsilon of the head's batch norms; the backbone has TF-Slim's 0.997 and 1e-3.
+MOMENTUM, EPSILON = 0.9997, 1e-5
 
 
 def build_deeplabv3_mobilenetv2(
@@ -32,6 +32,7 @@ def build_deeplabv3_mobilenetv2(
     include_preprocessing: bool = False,
     min_depth: int | None = None,
     divisible_by: int | None = None,
+    plan: SegmenterPlan | None = None,
     name: str = "DeepLabV3",
 ) -> keras.Model:
     """Build DeepLabv3 on MobileNetV2; by default the paper's mobile one, without atrous pyramid or decoder.
@@ -55,6 +56,7 @@ def build_deeplabv3_mobilenetv2(
         batch_norm_momentum: decay of the backbone's moving statistics; the head's is 0.9997.
         include_preprocessing: take 0 to 255 and scale to [-1, 1] inside.
         min_depth, divisible_by: rounding of the backbone's widths; None as published: 8 and 8 for alpha 1, otherwise 1 and 1.
+        plan: a plan of `make_segmenter_plan`, in place of the arguments that describe one.
         name: of the model.
 
     Returns:
@@ -63,79 +65,62 @@ def build_deeplabv3_mobilenetv2(
     Raises:
         ValueError: an argument out of its range, or weights that do not fit; the message says what to do.
     """
-    if keras.config.image_data_format() != "channels_last":
-        raise ValueError(
-            "keras.config.image_data_format() is 'channels_first': DeepLab here is NHWC as in TF-Slim. Call "
-            "keras.config.set_image_data_format('channels_last') and give images as (B, H, W, C)."
-        )
-    height, width, channels = _checked_shape(input_shape)
-    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
-        raise ValueError(f"classes is {classes!r}: expected a whole number of at least 1, the background counted.")
-    aspp_rates = _checked_rates(aspp_rates)
-    if not head and (aspp_rates or decoder):
-        raise ValueError("head is False, which leaves no room for aspp_rates or decoder: pass head=True.")
-    plan = segmenter_plan(alpha, channels, output_stride, min_depth, divisible_by)
-    style = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
-    image = keras.Input((height, width, channels), name="input")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(image) if include_preprocessing else image
-    x = backbone(x, plan, style, plan.blocks[-1].endpoint)
-    skip = endpoints(keras.Model(image, x))[head_layers.SKIP] if decoder else None
-    style = ConvConfig(
-        momentum=head_layers.MOMENTUM, epsilon=head_layers.EPSILON, weight_decay=weight_decay, activation="relu"
+    image, x = image_input(input_shape, (513, 513, 3), include_preprocessing)
+    plan = plan_for(
+        build_deeplabv3_mobilenetv2,
+        make_segmenter_plan,
+        plan,
+        image.shape[3],
+        alpha=alpha,
+        classes=classes,
+        output_stride=output_stride,
+        aspp_rates=aspp_rates,
+        decoder=decoder,
+        head=head,
+        aspp_separable=aspp_separable,
+        min_depth=min_depth,
+        divisible_by=divisible_by,
     )
-    if head:
-        x = head_layers.pyramid(x, style, aspp_rates, aspp_separable, dropout_rate)
-    if decoder:
-        x = head_layers.decoder(x, skip, style)
-    model = keras.Model(image, head_layers.segmentation(x, image, int(classes), style), name=name)
+    config = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
+    endpoints = backbone(x, plan.backbone, config, plan.features)
+    config = ConvConfig(momentum=MOMENTUM, epsilon=EPSILON, weight_decay=weight_decay, activation="relu")
+    x = endpoints[plan.features]
+    if plan.aspp:
+        x = pooled_pyramid(x, plan.aspp, config)
+        x = layers.Dropout(dropout_rate, name="concat_projection-dropout")(x)
+    if plan.decoder:
+        x = refined(x, endpoints[plan.decoder.endpoint], plan.decoder, config)
+    x = convolution(x, plan.logits, config)
+    # Logits stay in float32 under mixed precision: float16 cannot tell close classes apart.
+    x = ResizeLike(name="logits-resize", dtype="float32")([x, image])
+    model = keras.Model(image, x, name=name)
     if weights is not None:
-        fill(model, weights, alpha, None)
+        fill(model, weights, plan.backbone.alpha, None)
     return model
 
 
-def segmenter_plan(
-    alpha: float = 1.0,
-    channels: int = 3,
-    output_stride: int = 16,
-    min_depth: int | None = None,
-    divisible_by: int | None = None,
-) -> Plan:
-    """The backbone's plan as DeepLab has it: alpha other than 1 does not round to multiples of 8.
+def pooled_pyramid(x, plan: Aspp, config: ConvConfig):
+    """Atrous spatial pyramid pooling: the mean over the image and filters at several dilations, side by side, projected.
 
-    Source: DeepLab `core/feature_extractor._mobilenet_v2`.
+    Source: DeepLab `model.extract_features`.
 
-    Raises:
-        ValueError: an argument out of its range.
+    Shapes (NHWC): x, the backbone's last map, (B, h, w, C) to (B, h, w, 256).
     """
-    if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride is {output_stride!r}: expected 8, 16 or 32.")
-    multiple = 8 if alpha == 1 else 1
-    return make_plan(
-        alpha,
-        channels=channels,
-        output_stride=output_stride,
-        min_depth=multiple if min_depth is None else min_depth,
-        divisible_by=multiple if divisible_by is None else divisible_by,
-    )
+    # The published window is the whole map at every size (`scale_dimension` rounds as SAME strides do).
+    pooled = layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling-mean")(x)
+    pooled = convolution(pooled, plan.pooling, config)
+    branches = [ResizeLike(name="image_pooling-resize")([pooled, x])]
+    branches += [convolutions(x, branch, config) for branch in plan.branches]
+    return convolution(layers.Concatenate(name="aspp-concat")(branches), plan.projection, config)
 
 
-def _checked_shape(input_shape) -> tuple[int | None, int | None, int]:
-    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
-    whole = [isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in sides]
-    if (
-        len(sides) != 3
-        or not whole[2]
-        or not all(good or side is None for good, side in zip(whole, sides, strict=True))
-    ):
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width, channels), height and width whole numbers or None, "
-            "such as (513, 513, 3)."
-        )
-    return sides
+def refined(x, early, plan: Decoder, config: ConvConfig):
+    """The decoder: upsample, put the early features beside, filter twice.
 
+    Source: DeepLab `model.refine_by_decoder` with `decoder_output_stride` [4].
 
-def _checked_rates(aspp_rates) -> tuple[int, ...]:
-    rates = tuple(aspp_rates) if isinstance(aspp_rates, Sequence) and not isinstance(aspp_rates, str) else (None,)
-    if not all(isinstance(rate, Integral) and not isinstance(rate, bool) and rate > 0 for rate in rates):
-        raise ValueError(f"aspp_rates is {aspp_rates!r}: expected whole numbers above 0, such as (6, 12, 18), or ().")
-    return rates
+    Shapes (NHWC): x (B, h, w, 256), early (B, H, W, C) to (B, H, W, 256).
+    """
+    early = convolution(early, plan.skip, config)
+    x = ResizeLike(name="decoder-resize")([x, early])
+    return convolutions(layers.Concatenate(name="decoder-concat")([x, early]), plan.filters, config)

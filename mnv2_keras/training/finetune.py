@@ -19,7 +19,7 @@ from mnv2_keras.evaluation.classification import Evaluation, evaluate
 from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.export.litert import PRECISIONS, export_litert
 from mnv2_keras.networks.backbone import ConvConfig
-from mnv2_keras.networks.classification_head import classification
+from mnv2_keras.networks.classifier import classification
 from mnv2_keras.networks.endpoints import blocks, endpoints, freeze
 from mnv2_keras.training import loop
 from mnv2_keras.training.linear_probe import linear_probe
