@@ -1,12 +1,11 @@
 """Parameters, multiply-adds and activation memory of every network of the package, from its plan alone.
 
-Nothing is built, and neither TensorFlow nor Keras is needed. `network` has the classifier and the base, `ssdlite` the
-detector, `deeplab` the segmenter, `published` the tables of the paper beside computed figures.
+Nothing is built, and neither TensorFlow nor Keras is needed. `network` walks the plans, `cost_model` counts, `summary` is
+Table 2 with figures, `profiler` counts as TensorFlow 1 does, `published` has the tables of the paper beside computed figures.
 """
 
 from mnv2_keras.analysis.cost_model import Layer, Operation
-from mnv2_keras.analysis.deeplab import analyze_deeplab
-from mnv2_keras.analysis.network import Analysis, analyze, summary_table
+from mnv2_keras.analysis.network import Analysis, analyze, analyze_deeplab, analyze_ssdlite
 from mnv2_keras.analysis.profiler import profiled_multiply_adds, profiled_operations
 from mnv2_keras.analysis.published import (
     Comparison,
@@ -17,7 +16,7 @@ from mnv2_keras.analysis.published import (
     table_6_row,
     table_7_rows,
 )
-from mnv2_keras.analysis.ssdlite import analyze_ssdlite
+from mnv2_keras.analysis.summary import summary_table
 
 __all__ = [
     "Analysis",

@@ -1,13 +1,15 @@
-"""Books for a network that is walked instead of built: what each operation holds, costs, and keeps in memory.
+"""The costs of a network that is walked instead of built: what each operation holds, computes, and keeps in memory.
 
-The walks (`network`, `ssdlite`, `deeplab`) read like the builders: they call `convolution`, `depthwise`, `add`, ... on
-tensors that have a shape and no values. `close` then knows when each tensor is needed for the last time, and so what is
-alive when.
+The walks of `network` read like the builders: they call `convolution`, `add`, ... on tensors that have a shape and no
+values. `close` then knows when each tensor is needed for the last time, and so which are alive when.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
+
+from mnv2_keras.architecture import Convolution
+from mnv2_keras.checks import image_shape, one_of, whole_number
 
 Shape = tuple[int, int, int]
 
@@ -15,35 +17,17 @@ Shape = tuple[int, int, int]
 NORMALIZATIONS = {"batch_norm": (2, 2), "group_norm": (2, 0)}
 
 
-def checked_integer(name: str, value: object, least: int = 1) -> int:
-    """`value` as an int.
-
-    Raises:
-        ValueError: it is no whole number of at least `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}.")
-    return int(value)
-
-
-def checked_shape(input_shape: object) -> Shape:
+def known_shape(input_shape: object) -> Shape:
     """An image's (height, width, channels) as three ints.
 
     Raises:
         ValueError: anything else; a size must be known to be counted.
     """
-    try:
-        height, width, channels = input_shape
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width, channels) such as (224, 224, 3)."
-        ) from None
-    if height is None or width is None:
-        raise ValueError(f"input_shape is {input_shape!r}: counting needs a height and a width, such as (224, 224, 3).")
-    names = ("height", "width", "channels")
-    return tuple(
-        checked_integer(f"{name} in input_shape", n) for name, n in zip(names, (height, width, channels), strict=True)
-    )
+    sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
+    if len(sides) != 3:
+        image_shape("input_shape", input_shape, (224, 224, 3))
+    names, note = ("height", "width", "channels"), ", counting needs a height and a width"
+    return tuple(whole_number(f"{name} in input_shape", n, note=note) for name, n in zip(names, sides, strict=True))
 
 
 def output_size(size: int, stride: int) -> int:
@@ -78,6 +62,7 @@ class Operation:
         non_trainable: moving statistics.
         variables: number of variables.
         multiply_adds: of the convolution; zero for all else.
+        glorot: whether the kernel starts from Glorot's uniform, not from a truncated normal.
         padded_multiply_adds: the same where TensorFlow 1 pads a dilated convolution's input up to a multiple of its
             rate (SpaceToBatchND) and convolves the padding as well.
         memory: bytes of the tensors alive while it runs.
@@ -97,10 +82,58 @@ class Operation:
     multiply_adds: int = 0
     padded_multiply_adds: int = 0
     memory: int = 0
+    glorot: bool = False
+
+
+class Counted:
+    """Sums over `operations`: what a layer or a network holds and costs, for one image."""
+
+    def _sum(self, field: str) -> int:
+        return sum(getattr(operation, field) for operation in self.operations)
+
+    @property
+    def parameters(self) -> int:
+        """Kernels and biases, as the published tables of TF-Slim count (without batch norm)."""
+        return self._sum("parameters")
+
+    @property
+    def trainable(self) -> int:
+        """Kernels, biases, gamma and beta."""
+        return self._sum("trainable")
+
+    @property
+    def non_trainable(self) -> int:
+        """Moving means and variances."""
+        return self._sum("non_trainable")
+
+    @property
+    def total(self) -> int:
+        """All values of all variables, Keras' `count_params()`."""
+        return self.trainable + self.non_trainable
+
+    @property
+    def variables(self) -> int:
+        """Number of variables (not of values)."""
+        return self._sum("variables")
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all convolutions, the logits included."""
+        return self._sum("multiply_adds")
+
+    @property
+    def padded_multiply_adds(self) -> int:
+        """With the padding of dilated convolutions in TensorFlow 1 (see `Operation`)."""
+        return self._sum("padded_multiply_adds")
+
+    @property
+    def activation_memory(self) -> int:
+        """Bytes alive during the operation that has most."""
+        return max(operation.memory for operation in self.operations)
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Counted):
     """One row of an analysis: a convolution layer, a block of several, or a step without weights.
 
     Attributes:
@@ -119,9 +152,6 @@ class Layer:
     operations: tuple[Operation, ...]
     activation_bytes: int
 
-    def _sum(self, field: str) -> int:
-        return sum(getattr(operation, field) for operation in self.operations)
-
     @property
     def input_shape(self) -> Shape:
         """(height, width, channels)."""
@@ -131,41 +161,6 @@ class Layer:
     def output_shape(self) -> Shape:
         """(height, width, channels)."""
         return self.operations[-1].output_shape
-
-    @property
-    def parameters(self) -> int:
-        """Kernels and biases."""
-        return self._sum("parameters")
-
-    @property
-    def trainable(self) -> int:
-        """Kernels, biases, gamma and beta."""
-        return self._sum("trainable")
-
-    @property
-    def non_trainable(self) -> int:
-        """Moving means and variances."""
-        return self._sum("non_trainable")
-
-    @property
-    def variables(self) -> int:
-        """Number of variables (not of values)."""
-        return self._sum("variables")
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of the convolutions, for one image."""
-        return self._sum("multiply_adds")
-
-    @property
-    def padded_multiply_adds(self) -> int:
-        """With the padding of dilated convolutions in TensorFlow 1 (see `Operation`)."""
-        return self._sum("padded_multiply_adds")
-
-    @property
-    def activation_memory(self) -> int:
-        """Bytes alive during the operation of this layer that has most."""
-        return max(operation.memory for operation in self.operations)
 
     @property
     def bottleneck_memory(self) -> int:
@@ -204,10 +199,16 @@ class _Entry:
 
 
 class CostModel:
-    """Takes down the operations of one walk, in the order in which they would run."""
+    """Takes down the operations of one walk, in the order in which they would run.
 
-    def __init__(self, activation_bytes: int = 4):
-        self.activation_bytes = checked_integer("activation_bytes", activation_bytes)
+    Args:
+        activation_bytes: of one number in an activation.
+        normalization: of the convolutions, "batch_norm" or "group_norm".
+    """
+
+    def __init__(self, activation_bytes: int = 4, normalization: str = "batch_norm"):
+        self.activation_bytes = whole_number("activation_bytes", activation_bytes)
+        self.normalization = one_of("normalization", normalization, NORMALIZATIONS)
         self._rows: list[dict] = []
         self._entries: list[_Entry] = []
         self._bytes: list[int] = []
@@ -226,53 +227,41 @@ class CostModel:
         self._entries.append(_Entry(len(self._rows) - 1, operation, x.buffers, output.buffers))
         return output
 
-    def convolution(
-        self,
-        x: Tensor,
-        filters: int,
-        name: str,
-        *,
-        kernel: int = 1,
-        stride: int = 1,
-        rate: int = 1,
-        bias: bool = False,
-        normalization: str | None = "batch_norm",
-        parts: Sequence[tuple[int, int]] | None = None,
-        depthwise: bool = False,
-    ) -> Tensor:
-        """A convolution with what belongs to it: bias, normalisation, activation.
+    def row(self, x: Tensor, layer: Convolution, stage: str) -> Tensor:
+        """A convolution as a row of its own."""
+        self.begin(layer.endpoint or layer.name, layer.name, stage)
+        return self.convolution(x, layer)
+
+    def convolution(self, x: Tensor, *parts: Convolution, name: str | None = None) -> Tensor:
+        """A convolution with its bias, or its normalisation and activation.
 
         Args:
-            parts: (inputs, outputs) of each group of a split convolution; None for a whole one.
-            depthwise: one filter for each channel (`filters` is then x's channels).
+            parts: the convolution, or each group of a split one.
+            name: of a split one.
         """
-        height, width, channels = x.shape
-        shape = (output_size(height, stride), output_size(width, stride), filters)
-        parts = ((1, filters),) if depthwise else parts or ((channels, filters),)
-        weights = kernel**2 * sum(inputs * outputs for inputs, outputs in parts)
-        parameters = weights + filters * bias
-        trainable, non_trainable = NORMALIZATIONS[normalization] if normalization else (0, 0)
-        padded = [output_size(side, rate) * rate for side in shape[:2]]
+        first, filters = parts[0], sum(part.outputs for part in parts)
+        shape = (*(output_size(side, first.stride) for side in x.shape[:2]), filters)
+        weights = sum(math.prod(part.kernel_shape) for part in parts)
+        parameters = weights + filters * first.bias
+        trainable, non_trainable = (0, 0) if first.bias else NORMALIZATIONS[self.normalization]
+        padded = [output_size(side, first.rate) * first.rate for side in shape[:2]]
         operation = Operation(
-            name=name,
-            kind="depthwise" if depthwise else "convolution",
+            name=name or first.name,
+            kind="depthwise" if first.depthwise else "convolution",
             input_shape=x.shape,
             output_shape=shape,
-            kernel=kernel,
-            stride=stride,
-            rate=rate,
+            kernel=first.kernel,
+            stride=first.stride,
+            rate=first.rate,
             parameters=parameters,
             trainable=parameters + filters * trainable,
             non_trainable=filters * non_trainable,
-            variables=len(parts) * (1 + bias + trainable + non_trainable),
+            variables=len(parts) * (1 + first.bias + trainable + non_trainable),
             multiply_adds=weights * shape[0] * shape[1],
             padded_multiply_adds=weights * padded[0] * padded[1],
+            glorot=first.stddev is None,
         )
         return self._book(x, self.tensor(shape), operation)
-
-    def depthwise(self, x: Tensor, name: str, **options) -> Tensor:
-        """A 3x3 filter for each channel; the options are those of `convolution`."""
-        return self.convolution(x, x.shape[2], name, kernel=3, depthwise=True, **options)
 
     def pool(self, x: Tensor, name: str) -> Tensor:
         """The mean over the whole map, (1, 1, channels)."""
@@ -286,9 +275,9 @@ class CostModel:
         shape = (*size, x.shape[2])
         return self._book(x, self.tensor(shape), Operation(name, "resize", x.shape, shape))
 
-    def add(self, kept: Tensor, x: Tensor, name: str) -> Tensor:
-        """`x` with `kept` added in place."""
-        both = Tensor(x.shape, kept.buffers + x.buffers)
+    def add(self, shortcut: Tensor, x: Tensor, name: str) -> Tensor:
+        """`x` with `shortcut` added in place."""
+        both = Tensor(x.shape, shortcut.buffers + x.buffers)
         return self._book(both, x, Operation(name, "add", x.shape, x.shape))
 
     def concatenate(self, tensors: Iterable[Tensor]) -> Tensor:

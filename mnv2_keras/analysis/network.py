@@ -1,22 +1,24 @@
-"""The classifier and the base, counted from the plan alone."""
+"""The three networks, counted from their plans alone."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mnv2_keras.analysis.cost_model import (
-    NORMALIZATIONS,
-    CostModel,
-    Layer,
-    Shape,
-    Tensor,
-    checked_integer,
-    checked_shape,
+from mnv2_keras.analysis.cost_model import CostModel, Counted, Layer, Operation, Shape, Tensor, known_shape
+from mnv2_keras.architecture import (
+    Block,
+    Convolution,
+    Plan,
+    classifier_logits,
+    make_detector_plan,
+    make_plan,
+    make_segmenter_plan,
 )
-from mnv2_keras.architecture import Block, Convolution, Plan, make_plan
+from mnv2_keras.checks import whole_number
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Counted):
     """What a network holds, costs and keeps in memory, for one image.
 
     Attributes:
@@ -47,19 +49,16 @@ class Analysis:
         Raises:
             ValueError: a stage that the network does not have.
         """
-        known = dict.fromkeys(row.stage for row in self.rows)
+        own = dict.fromkeys(row.stage for row in self.rows)
         for stage in stages:
-            if stage not in known:
-                raise ValueError(f"{stage!r} is no stage of this network: expected one of {', '.join(known)}.")
+            if stage not in own:
+                raise ValueError(f"{stage!r} is no stage of this network: expected one of {', '.join(own)}.")
         return replace(self, rows=tuple(row for row in self.rows if row.stage in stages))
 
-    def _sum(self, field: str) -> int:
-        return sum(getattr(row, field) for row in self.rows)
-
     @property
-    def parameters(self) -> int:
-        """Kernels and biases, as the published tables of TF-Slim count (without batch norm)."""
-        return self._sum("parameters")
+    def operations(self) -> tuple[Operation, ...]:
+        """Of all rows, in order."""
+        return tuple(operation for row in self.rows for operation in row.operations)
 
     @property
     def folded(self) -> int:
@@ -67,45 +66,14 @@ class Analysis:
         return (self.parameters + self.trainable) // 2
 
     @property
-    def trainable(self) -> int:
-        """Kernels, biases, gamma and beta."""
-        return self._sum("trainable")
-
-    @property
-    def non_trainable(self) -> int:
-        """Moving means and variances."""
-        return self._sum("non_trainable")
-
-    @property
-    def total(self) -> int:
-        """All values of all variables, Keras' `count_params()`."""
-        return self.trainable + self.non_trainable
-
-    @property
-    def variables(self) -> int:
-        """Number of variables (not of values)."""
-        return self._sum("variables")
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of all convolutions, the logits among them, for one image."""
-        return self._sum("multiply_adds")
-
-    @property
-    def padded_multiply_adds(self) -> int:
-        """The same as TensorFlow 1 computes dilated convolutions: on an input padded to a multiple of the rate."""
-        return self._sum("padded_multiply_adds")
-
-    @property
     def peak_activation_memory(self) -> int:
         """Bytes alive during the operation that has most (see the class)."""
-        return max(row.activation_memory for row in self.rows)
+        return self.activation_memory
 
     @property
     def peak_at(self) -> str:
         """TF-Slim scope of that operation, such as `expanded_conv_1/expand`; the first where several are equal."""
-        operations = [operation for row in self.rows for operation in row.operations]
-        return max(operations, key=lambda operation: operation.memory).name
+        return max(self.operations, key=lambda operation: operation.memory).name
 
     @property
     def bottleneck_memory(self) -> int:
@@ -140,38 +108,23 @@ class Analysis:
         }
 
 
-def _steps(
-    ledger: CostModel, x: Tensor, layer: Convolution | Block, normalization: str
-) -> Iterator[tuple[str, Tensor]]:
-    """One layer's endpoints as they come up; what follows an endpoint is booked only if the walk goes on."""
-    if isinstance(layer, Convolution):
-        options = {"kernel": layer.kernel, "stride": layer.stride, "rate": layer.rate, "normalization": normalization}
-        yield layer.endpoint, ledger.convolution(x, layer.outputs, layer.name, **options)
-        return
-
-    def pointwise(x, parts, name):
-        sizes = [(part.inputs, part.outputs) for part in parts]
-        filters = sum(part.outputs for part in parts)
-        return ledger.convolution(x, filters, f"{layer.name}/{name}", parts=sizes, normalization=normalization)
-
+def _inverted_residual(costs: CostModel, x: Tensor, block: Block) -> Iterator[tuple[str, Tensor]]:
+    """A block's endpoints; what follows an endpoint is counted only when the next one is asked for."""
     y = x
-    if layer.expand:
-        y = pointwise(y, layer.expand, "expand")
-        yield f"{layer.endpoint}/expansion_output", y
-    options = {"stride": layer.stride, "rate": layer.rate, "normalization": normalization}
-    y = ledger.depthwise(y, f"{layer.name}/depthwise", **options)
-    yield f"{layer.endpoint}/depthwise_output", y
-    y = pointwise(y, layer.project, "project")
-    if layer.residual:
-        y = ledger.add(x, y, f"{layer.name}/add")
-    yield f"{layer.endpoint}/output", y
-    yield layer.endpoint, y
+    if block.expand:
+        y = costs.convolution(x, *block.expansion, name=f"{block.name}/expand")
+        yield f"{block.endpoint}/expansion_output", y
+    y = costs.convolution(y, block.depthwise)
+    yield f"{block.endpoint}/depthwise_output", y
+    y = costs.convolution(y, *block.projection, name=f"{block.name}/project")
+    if block.residual:
+        y = costs.add(x, y, f"{block.name}/add")
+    yield f"{block.endpoint}/output", y
+    yield block.endpoint, y
 
 
-def walk_backbone(
-    ledger: CostModel, x: Tensor, plan: Plan, normalization: str = "batch_norm", final_endpoint: str | None = None
-) -> dict[str, Tensor]:
-    """Walk Table 2 from the first convolution to the last, or to `final_endpoint`.
+def _backbone(costs: CostModel, shape: Shape, plan: Plan, final_endpoint: str | None = None) -> dict[str, Tensor]:
+    """Walk Table 2 from the image to the last convolution, or to `final_endpoint`.
 
     Returns:
         The endpoints passed, in network order; the last one is the output.
@@ -179,18 +132,21 @@ def walk_backbone(
     Raises:
         ValueError: the plan has no such endpoint.
     """
-    taps: dict[str, Tensor] = {}
+    x, end, endpoints = costs.tensor(shape), plan.end(final_endpoint), {}
     for layer in plan.layers:
-        row = layer.row if isinstance(layer, Block) else None
-        ledger.begin(layer.endpoint, layer.name, "backbone", row)
-        for endpoint, tensor in _steps(ledger, x, layer, normalization):
-            taps[endpoint] = x_next = tensor
-            if endpoint == final_endpoint:
-                return taps
-        x = x_next
-    if final_endpoint is not None:
-        raise ValueError(f"final_endpoint is {final_endpoint!r}: expected one of {', '.join(taps)}.")
-    return taps
+        is_block = isinstance(layer, Block)
+        costs.begin(layer.endpoint, layer.name, "backbone", layer.row if is_block else None)
+        steps = _inverted_residual(costs, x, layer) if is_block else [(layer.endpoint, costs.convolution(x, layer))]
+        for endpoint, x in steps:
+            endpoints[endpoint] = x
+            if endpoint == end:
+                return endpoints
+    raise AssertionError("unreachable: final_endpoint was checked against the plan")
+
+
+def _sequence(costs: CostModel, x: Tensor, sequence: Sequence[Convolution], stage: str) -> Tensor:
+    """Convolutions one after the other, each a row."""
+    return functools.reduce(lambda y, layer: costs.row(y, layer, stage), sequence, x)
 
 
 def analyze(
@@ -226,92 +182,123 @@ def analyze(
     Raises:
         ValueError: an argument is out of its range.
     """
-    shape = checked_shape(input_shape)
-    classes = checked_integer("classes", classes or 0, least=0)
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization is {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}.")
+    shape = known_shape(input_shape)
+    classes = whole_number("classes", classes or 0, 0)
     plan = make_plan(alpha, channels=shape[2], **plan_options)
-    ledger = CostModel(activation_bytes)
-    *_, x = walk_backbone(ledger, ledger.tensor(shape), plan, normalization, final_endpoint).values()
+    costs = CostModel(activation_bytes, normalization)
+    *_, x = _backbone(costs, shape, plan, final_endpoint).values()
     if include_top:
-        ledger.begin("global_pool", "global_pool", "classifier")
-        x = ledger.pool(x, "global_pool")
+        costs.begin("global_pool", "global_pool", "classifier")
+        x = costs.pool(x, "global_pool")
         if classes:
-            ledger.begin("Logits", "Logits/Conv2d_1c_1x1", "classifier")
-            x = ledger.convolution(x, classes, "Logits/Conv2d_1c_1x1", bias=True, normalization=None)
-    return Analysis(plan, shape, x.shape, ledger.close([x]), ledger.activation_bytes)
+            x = costs.row(x, classifier_logits(x.shape[2], classes), "classifier")
+    return Analysis(plan, shape, x.shape, costs.close([x]), costs.activation_bytes)
 
 
-def _operator(row: Layer) -> str:
-    """The operator as Table 2 spells it."""
-    if row.table_row is not None:
-        return "bottleneck"
-    first = row.operations[0]
-    height, width, _ = first.input_shape
-    spelling = {
-        "convolution": f"conv2d {first.kernel}x{first.kernel}",
-        "depthwise": f"dwise {first.kernel}x{first.kernel}",
-        "pool": f"avgpool {height}x{width}",
-        "resize": "resize",
-    }
-    return spelling[first.kind]
+def analyze_ssdlite(
+    alpha: float = 1.0,
+    input_shape: Shape = (300, 300, 3),
+    classes: int = 90,
+    separable: bool = True,
+    predictor_kernel: int | None = None,
+    *,
+    activation_bytes: int = 4,
+) -> Analysis:
+    """Count the detector, without post-processing: backbone, extra feature maps, box and class predictors.
 
+    Source: Object Detection API, `ssdlite_mobilenet_v2_coco.config` and, for `separable=False`,
+    `ssd_mobilenet_v2_coco.config`.
 
-def _line(rows: list[Layer], plan: Plan) -> dict:
-    """One line of `summary_table`."""
-    first, last = rows[0], rows[-1]
-    bottleneck = first.table_row is not None
-    convolves = first.multiply_adds > 0
-    return {
-        "operator": _operator(first),
-        "endpoints": list(dict.fromkeys((first.endpoint, last.endpoint))),
-        "input_shape": list(first.input_shape),
-        "t": plan.table[first.table_row].t if bottleneck else None,
-        "c": last.output_shape[2],
-        "n": len(rows),
-        "s": max(operation.stride for operation in first.operations) if convolves else None,
-        "rate": max(operation.rate for operation in last.operations) if convolves else None,
-        "output_shape": list(last.output_shape),
-        **_sums(rows),
-    }
-
-
-def _sums(rows: Iterable[Layer]) -> dict[str, int]:
-    rows = tuple(rows)
-    return {
-        "parameters": sum(row.parameters for row in rows),
-        "trainable": sum(row.trainable for row in rows),
-        "total": sum(row.trainable + row.non_trainable for row in rows),
-        "multiply_adds": sum(row.multiply_adds for row in rows),
-        "activation_memory": max(row.activation_memory for row in rows),
-    }
-
-
-def summary_table(analysis: Analysis) -> list[dict]:
-    """Table 2 of the paper with shapes, parameters and multiply-adds, ready for a terminal or JSON.
-
-    A line for the first convolution, each row of the table, the last convolution, the pooling and the logits (or
-    whatever else the network ends in), and one for the total.
+    Args:
+        alpha: width multiplier of backbone and extra maps.
+        input_shape: (height, width, channels).
+        classes: classes without the background.
+        separable: SSDLite; False for the classic SSD, with full convolutions in extra maps and predictors.
+        predictor_kernel: side of the predictors' kernels, 3 for SSDLite. The classic SSD takes 1, as its shipped
+            configuration does (the default), or 3, as in the paper's comparison.
+        activation_bytes: of one number in an activation.
 
     Returns:
-        Dicts with the keys `operator`; `endpoints` (the first and the last, or the only one); `input_shape` and
-        `output_shape` (lists of height, width, channels); `t`, `c`, `n`, `s` as in Table 2, after the width multiplier
-        and after `output_stride` turned strides into dilation, and `rate`, the dilation of the line's last layer (None
-        where they mean nothing); `parameters` (kernels and biases), `trainable`, `total`, `multiply_adds`, and
-        `activation_memory` in bytes, the peak within the line.
+        The analysis; its stages are "backbone", "extras" and "predictors", `anchors` is the number of boxes,
+        `output_shape` is (1, anchors, 4 codes and 1 + classes scores). The predictors run after all feature maps, which
+        are kept in memory until then.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
-    groups: list[list[Layer]] = []
-    for row in analysis.rows:
-        if groups and row.table_row is not None and groups[-1][0].table_row == row.table_row:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    total = {
-        "operator": "total",
-        "endpoints": [],
-        "input_shape": list(analysis.input_shape),
-        **dict.fromkeys(("t", "c", "n", "s", "rate")),
-        "output_shape": list(analysis.output_shape),
-        **_sums(analysis.rows),
-    }
-    return [*(_line(group, analysis.plan) for group in groups), total]
+    shape = known_shape(input_shape)
+    options = {"classes": classes, "separable": separable, "predictor_kernel": predictor_kernel}
+    plan = make_detector_plan(alpha, channels=shape[2], **options)
+    costs = CostModel(activation_bytes)
+    endpoints = _backbone(costs, shape, plan.backbone)
+    maps = [endpoints[name] for name in plan.feature_maps]
+    for sequence in plan.extra_maps:
+        maps.append(_sequence(costs, maps[-1], sequence, "extras"))
+    outputs, anchors = [], 0
+    for x, predictor in zip(maps, plan.predictors, strict=True):
+        anchors += predictor.anchors * x.shape[0] * x.shape[1]
+        outputs += [_sequence(costs, x, branch, "predictors") for branch in (predictor.boxes, predictor.classes)]
+    rows = costs.close(outputs)
+    return Analysis(plan.backbone, shape, (1, anchors, plan.classes + 5), rows, costs.activation_bytes, anchors)
+
+
+def analyze_deeplab(
+    alpha: float = 1.0,
+    input_shape: Shape = (513, 513, 3),
+    classes: int = 21,
+    output_stride: int = 16,
+    aspp_rates: Sequence[int] = (),
+    decoder: bool = False,
+    *,
+    aspp_separable: bool = True,
+    head: bool = True,
+    activation_bytes: int = 4,
+) -> Analysis:
+    """Count the segmenter, up to logits at the size of the image.
+
+    Source: DeepLab's `model.py` (`multi_scale_logits`, `extract_features`, `refine_by_decoder`).
+
+    Args:
+        alpha: width multiplier of the backbone; other than 1 with `divisible_by=1, min_depth=1`, as published.
+        input_shape: (height, width, channels).
+        classes: classes, the background among them.
+        output_stride: 8, 16 or 32.
+        aspp_rates: dilation of each branch of the atrous spatial pyramid, such as (6, 12, 18); none in the
+            mobile network.
+        decoder: refine at stride 4.
+        aspp_separable: the branches of the pyramid are depthwise and pointwise, DeepLab's default; False for full 3x3
+            convolutions, as in the paper's Table 7.
+        head: False leaves out everything between the backbone and the logits (DeepLab's
+            `aspp_with_batch_norm=False`).
+        activation_bytes: of one number in an activation.
+
+    Returns:
+        The analysis; its stages are "backbone" and "head".
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    shape = known_shape(input_shape)
+    options = {"classes": classes, "output_stride": output_stride, "aspp_rates": aspp_rates, "decoder": decoder}
+    plan = make_segmenter_plan(alpha, channels=shape[2], head=head, aspp_separable=aspp_separable, **options)
+    costs = CostModel(activation_bytes)
+
+    def resize(x, size, name):
+        costs.begin(name, name, "head")
+        return costs.resize(x, size, name)
+
+    endpoints = _backbone(costs, shape, plan.backbone, plan.features)
+    x = features = endpoints[plan.features]
+    if plan.aspp:
+        costs.begin("image_pooling", "image_pooling", "head")
+        pooled = costs.convolution(costs.pool(features, "image_pooling/AvgPool"), plan.aspp.pooling)
+        branches = [resize(pooled, features.shape[:2], "image_pooling/resize")]
+        branches += [_sequence(costs, features, branch, "head") for branch in plan.aspp.branches]
+        x = costs.row(costs.concatenate(branches), plan.aspp.projection, "head")
+    if plan.decoder:
+        early = costs.row(endpoints[plan.decoder.endpoint], plan.decoder.skip, "head")
+        x = costs.concatenate([resize(x, early.shape[:2], "decoder/resize"), early])
+        x = _sequence(costs, x, plan.decoder.filters, "head")
+    x = costs.row(x, plan.logits, "head")
+    x = resize(x, shape[:2], "logits/resize")
+    return Analysis(plan.backbone, shape, x.shape, costs.close([x]), costs.activation_bytes)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from mnv2_keras.analysis.network import Analysis
 
-#: The head's kernels that start Glorot-uniform; their initialiser computes the difference of its bounds as well.
-_GLOROT = {"image_pooling", "aspp0", "concat_projection", "decoder/feature_projection0"}
 #: What is in the graph once, however many scales and flips there are.
 _ONCE = ("argmax", "initializers", "regularizers")
 
@@ -24,12 +22,14 @@ def profiled_operations(analysis: Analysis) -> dict[str, int]:
         `convolutions`, `bias`, `pooling`, `preprocessing`, `argmax`, `softmax`, `initializers` and `regularizers`.
         Their sum is the profiler's `total_float_ops`.
     """
-    operations = [operation for row in analysis.rows for operation in row.operations]
+    operations = analysis.operations
     height, width, classes = analysis.output_shape
     logits = next(operation for operation in operations if operation.name == "logits/semantic")
     kernels = sum(operation.parameters for operation in operations) - classes
     depthwise = sum(operation.parameters for operation in operations if operation.kind == "depthwise")
     pooled = [operation.input_shape for operation in operations if operation.kind == "pool"]
+    # The initialiser of a Glorot-uniform kernel computes the difference of its bounds as well.
+    glorot = sum(operation.glorot for operation in operations)
     pixels = height * width
     return {
         "convolutions": 2 * analysis.padded_multiply_adds,
@@ -38,7 +38,7 @@ def profiled_operations(analysis: Analysis) -> dict[str, int]:
         "preprocessing": 2 * pixels * analysis.input_shape[2],
         "argmax": pixels * (classes - 1),
         "softmax": 5 * pixels * classes,
-        "initializers": kernels + sum(operation.name in _GLOROT for operation in operations),
+        "initializers": kernels + glorot,
         # The profiler counts 3 n - 1 for the L2 norm of n weights, and 1 for its factor. Depthwise kernels have none.
         "regularizers": 3 * (kernels - depthwise),
     }

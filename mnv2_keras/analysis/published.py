@@ -9,10 +9,9 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import NamedTuple
 
-from mnv2_keras.analysis.deeplab import analyze_deeplab
-from mnv2_keras.analysis.network import Analysis, analyze
+from mnv2_keras.analysis.network import Analysis, analyze, analyze_deeplab, analyze_ssdlite
 from mnv2_keras.analysis.profiler import profiled_multiply_adds
-from mnv2_keras.analysis.ssdlite import analyze_ssdlite
+from mnv2_keras.architecture import ASPP_RATES
 
 _UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -265,7 +264,7 @@ def table_7_rows() -> list[Comparison]:
     """
     comparisons = []
     for stride, aspp, multi_scale, miou, parameters, multiply_adds in _TABLE_7:
-        rates = tuple(rate * 16 // stride for rate in (6, 12, 18)) if aspp else ()  # 12, 24, 36 at output stride 8
+        rates = ASPP_RATES[stride] if aspp else ()
 
         def network(side, stride=stride, rates=rates):
             return analyze_deeplab(1.0, (side, side, 3), 21, stride, rates, aspp_separable=False)

@@ -68,6 +68,6 @@ def plan_for(builder, make, plan, channels: int, **arguments):
     chosen = [f"{name}={value!r}" for name, value in arguments.items() if value != defaults[name].default]
     if chosen and make(channels=channels, **arguments) != plan:
         raise ValueError(
-            f"{', '.join(chosen)} and plan do not agree: leave out the former, the plan sets it, or leave out plan."
+            f"plan does not agree with {', '.join(chosen)}: leave these arguments out (the plan sets them), or leave out plan."
         )
     return plan
