@@ -3,6 +3,7 @@
 Source: arXiv:1801.04381, section 6.3; DeepLab's `model.py` and `core/feature_extractor.py`.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,13 @@ class SegmenterPlan:
     def features(self) -> str:
         """The endpoint of the backbone that the head reads: `layer_18`."""
         return self.backbone.blocks[-1].endpoint
+
+    @property
+    def head(self) -> tuple[Convolution, ...]:
+        """All convolutions after the backbone, in DeepLab's order of creation."""
+        aspp, decoder = self.aspp, self.decoder
+        layers = (aspp.pooling, *itertools.chain(*aspp.branches), aspp.projection) if aspp else ()
+        return (*layers, *((decoder.skip, *decoder.filters) if decoder else ()), self.logits)
 
 
 def _separable(name: str, inputs: int, rate: int = 1) -> tuple[Convolution, ...]:

@@ -1,18 +1,18 @@
-"""One rule between the names of Keras weights and of TF-Slim variables, both ways; and the names a plan must have.
+"""One rule between the names of Keras weights and of TF-Slim variables, both ways; and the variables of a plan.
 
 A layer is named after its TF-Slim scope with `-` for `/`; Keras' kernels keep TF-Slim's layouts, so this renaming is the
 whole conversion.
 """
 
+import itertools
+import math
 import re
+from collections.abc import Iterable
 
-from mnv2_keras.architecture import Block, Plan
+from mnv2_keras.architecture import Convolution, DetectorPlan, Plan, SegmenterPlan, classifier_logits
 
 CLASSIFIER = "MobilenetV2"
 DETECTOR = "FeatureExtractor/MobilenetV2"
-
-#: Scopes that stand at the top of a checkpoint, beside the backbone's.
-_TOP = re.compile(r"(BoxPredictor_\d+|image_pooling|aspp\d.*|concat_projection|decoder|logits)(?:-|/|$)")
 
 _LEAVES = {
     "Conv2D": {"kernel": "weights", "bias": "biases"},
@@ -38,7 +38,7 @@ def variables(model) -> dict[str, object]:
         ValueError: a layer with weights that TF-Slim has no name for.
     """
     root = root_scope([layer.name for layer in model.layers])
-    found = {}
+    named = {}
     for layer in model.layers:
         if not layer.variables:
             continue
@@ -50,10 +50,10 @@ def variables(model) -> dict[str, object]:
                 "Expected only layers built by mnv2_keras; convert its base, or keep your own head apart."
             )
         scope = layer.name.replace("-", "/")
-        prefix = scope if _TOP.match(layer.name) else f"{root}/{scope}"
-        found |= {f"{prefix}/{leaf}": own[name] for name, leaf in leaves.items() if name in own}
+        prefix = scope if _head_place(f"{scope}/")[0] > _EXTRAS else f"{root}/{scope}"
+        named |= {f"{prefix}/{leaf}": own[name] for name, leaf in leaves.items() if name in own}
     # Keras lists the parts of a split convolution side by side, TF-Slim one after the other.
-    return dict(sorted(found.items(), key=lambda item: depth(item[0])))
+    return dict(sorted(named.items(), key=lambda item: depth(item[0])))
 
 
 def layer_name(variable: str) -> str:
@@ -64,82 +64,95 @@ def layer_name(variable: str) -> str:
     return scope.replace("/", "-")
 
 
+def _shapes(
+    layers: Iterable[Convolution], root: str = "", normalization: str = "batch_norm"
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the variables of convolutions, in TF-Slim's order of creation."""
+    norm = {"batch_norm": "BatchNorm", "group_norm": "GroupNorm"}[normalization]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        shapes[f"{root}{layer.name}/{'depthwise_weights' if layer.depthwise else 'weights'}"] = layer.kernel_shape
+        leaves = ("biases",) if layer.bias else (f"{norm}/{leaf}" for leaf in _LEAVES[f"{norm}alization"].values())
+        shapes.update({f"{root}{layer.name}/{leaf}": (layer.outputs,) for leaf in leaves})
+    return shapes
+
+
 def backbone_shapes(
     plan: Plan, normalization: str = "batch_norm", root: str = CLASSIFIER
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the variables TF-Slim creates for a plan, in its order, without building anything."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(scope: str, leaf: str, kernel: tuple[int, ...], channels: int) -> None:
-        shapes[f"{root}/{scope}/{leaf}"] = kernel
-        norm = {"batch_norm": "BatchNorm", "group_norm": "GroupNorm"}[normalization]
-        leaves = _LEAVES[f"{norm}alization"].values()
-        shapes.update({f"{root}/{scope}/{norm}/{each}": (channels,) for each in leaves})
-
-    for layer in plan.layers:
-        if isinstance(layer, Block):
-            for part in layer.expand:
-                add(f"{layer.name}/{part.name}", "weights", (1, 1, part.inputs, part.outputs), part.outputs)
-            add(f"{layer.name}/depthwise", "depthwise_weights", (3, 3, layer.hidden, 1), layer.hidden)
-            for part in layer.project:
-                add(f"{layer.name}/{part.name}", "weights", (1, 1, part.inputs, part.outputs), part.outputs)
-        else:
-            kernel = (layer.kernel, layer.kernel, layer.inputs, layer.outputs)
-            add(layer.name, "weights", kernel, layer.outputs)
-    return shapes
+    return _shapes(plan.convolutions, f"{root}/", normalization)
 
 
 def classifier_shapes(plan: Plan, classes: int, normalization: str = "batch_norm") -> dict[str, tuple[int, ...]]:
-    """The same for a whole classifier: 262 variables for Table 2."""
-    logits = f"{CLASSIFIER}/Logits/Conv2d_1c_1x1"
-    return backbone_shapes(plan, normalization) | {
-        f"{logits}/weights": (1, 1, plan.last.outputs, classes),
-        f"{logits}/biases": (classes,),
-    }
+    """The same for a classifier: 262 variables for Table 2."""
+    logits = classifier_logits(plan.last.outputs, classes)
+    return backbone_shapes(plan, normalization) | _shapes([logits], f"{CLASSIFIER}/")
+
+
+def detector_shapes(plan: DetectorPlan) -> dict[str, tuple[int, ...]]:
+    """The same for a detector: 404 variables for SSDLite."""
+    extras = itertools.chain(*plan.extra_maps)
+    predictors = itertools.chain(*((*predictor.boxes, *predictor.classes) for predictor in plan.predictors))
+    return backbone_shapes(plan.backbone, root=DETECTOR) | _shapes(extras, f"{DETECTOR}/") | _shapes(predictors)
+
+
+def segmenter_shapes(plan: SegmenterPlan) -> dict[str, tuple[int, ...]]:
+    """The same for a segmenter: 272 variables for the paper's mobile network."""
+    without_last = (layer for layer in plan.backbone.convolutions if layer is not plan.backbone.last)
+    return _shapes(without_last, f"{CLASSIFIER}/") | _shapes(plan.head)
 
 
 _SCOPE = re.compile(
     r"(?:FeatureExtractor/)?MobilenetV2/(?:(Conv|Conv_1|Logits)|expanded_conv(?:_(\d+))?/([a-z]+)(?:_part_(\d+))?)/"
 )
 _STAGES = {"expand": 0, "depthwise": 1, "project": 2}
-#: The detector's extra maps, each a narrow 1x1 and a wide one with or without a depthwise; then its predictors, map by map.
-_EXTRA = re.compile(rf"{DETECTOR}/layer_\d+_([12])_Conv2d_(\d+)_\w+?(_depthwise)?/")
-_PREDICTOR = re.compile(r"BoxPredictor_(\d+)/(BoxEncoding|Class)Predictor(_depthwise)?/")
-#: DeepLab's head in the order it is created in, branch after branch.
-_SEGMENTER = re.compile(
-    r"(image_pooling)|aspp(\d+)(?:_(depthwise|pointwise))?|(concat_projection)|"
-    r"decoder/(?:feature_projection\d+|decoder_conv(\d+)_(depthwise|pointwise))|logits"
+#: Scopes of the heads in TF-Slim's order of creation. `#` is a number: a group with several scopes repeats them for each one.
+_HEADS = (
+    (r"layer_\d+_1_Conv2d_#_\w+?/", r"layer_\d+_2_Conv2d_#_\w+?_depthwise/", r"layer_\d+_2_Conv2d_#_\w+?/"),
+    tuple(
+        rf"BoxPredictor_#/{name}/"
+        for name in (
+            "BoxEncodingPredictor_depthwise",
+            "BoxEncodingPredictor",
+            "ClassPredictor_depthwise",
+            "ClassPredictor",
+        )
+    ),
+    ("image_pooling/",),
+    ("aspp#/", "aspp#_depthwise/", "aspp#_pointwise/"),
+    ("concat_projection/",),
+    ("decoder/feature_projection#/",),
+    ("decoder/decoder_conv#_depthwise/", "decoder/decoder_conv#_pointwise/"),
+    ("logits/",),
 )
+#: Index of the detector's extra maps, whose scopes lie in the backbone's; those of all other heads stand at the top.
+_EXTRAS = 0
+_HEAD_SCOPES = [
+    (group, step, re.compile(f"(?:{DETECTOR}/)?" + scope.replace("#", r"(\d+)")))
+    for group, scopes in enumerate(_HEADS)
+    for step, scope in enumerate(scopes)
+]
 
 
-def depth(variable: str) -> tuple[float, int, int]:
-    """Where a variable stands in the network: sorts as TF-Slim runs. Heads other than the classifier's come last."""
+def _head_place(variable: str) -> tuple[int, int, int]:
+    """(group, number, step) of a variable in `_HEADS`; (-1, 0, 0) for other variables."""
+    for group, step, scope in _HEAD_SCOPES:
+        if match := scope.match(variable):
+            return group, int(match[1]) if match.groups() else 0, step
+    return -1, 0, 0
+
+
+def depth(variable: str) -> tuple[float, ...]:
+    """The place of a variable in the network, as a key for sorting in TF-Slim's order.
+
+    Returns:
+        The number of the block (-1 for the first convolution, 1e6 for the last one and the classifier, infinity for other heads),
+        then the place inside.
+    """
     match = _SCOPE.match(variable)
     if not match:
-        return (float("inf"), *(_detector_depth(variable) or _segmenter_depth(variable)))
+        return math.inf, *_head_place(variable)
     if match[1]:
         return {"Conv": (-1.0, 0, 0), "Conv_1": (1e6, 0, 0), "Logits": (1e6, 1, 0)}[match[1]]
-    return (float(match[2] or 0), _STAGES.get(match[3], 3), int(match[4] or 0))
-
-
-def _detector_depth(variable: str) -> tuple[int, int] | None:
-    """The same within the detector's head: (map, layer of the map); None for other heads."""
-    if match := _EXTRA.match(variable):
-        return int(match[2]), 0 if match[1] == "1" else 2 - bool(match[3])
-    if match := _PREDICTOR.match(variable):
-        return 1000 + int(match[1]), 2 * (match[2] == "Class") + (not match[3])
-    return None
-
-
-def _segmenter_depth(variable: str) -> tuple[int, int]:
-    """The same within DeepLab's head: (branch, layer of the branch)."""
-    match = _SEGMENTER.match(variable)
-    if not match or match[1]:
-        return 0, 0
-    if match[2]:
-        return 1 + int(match[2]), match[3] == "pointwise"
-    if match[4]:
-        return 1000, 0
-    if variable.startswith("decoder"):
-        return 1001, 2 * int(match[5]) + 1 + (match[6] == "pointwise") if match[5] else 0
-    return 1002, 0
+    return float(match[2] or 0), _STAGES.get(match[3], 3), int(match[4] or 0)
