@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2
 from mnv2_keras.cli.main import command_line
-from mnv2_keras.cli.segment import free_names, numbers
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.images import ImageError, read_image
@@ -300,6 +299,3 @@ def test_mnv2_segment_without_photos(small_file, tmp_path):
     assert isinstance(result.exception, ValueError)
     assert "choose another one" in str(result.exception)
     assert list(photo.parent.iterdir()) == [photo]
-    with pytest.raises(ValueError, match="no list of numbers"):
-        numbers("1,x")
-    assert len(set(free_names([tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "a-2.png", tmp_path / "a.bmp"]))) == 4

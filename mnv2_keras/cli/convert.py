@@ -6,18 +6,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from mnv2_keras.cli.console import Json, out, print_json, working
-
-
-def _input_shape(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ValueError(
-            f"--resolution is {text!r}: expected a number of pixels such as 224, or HEIGHTxWIDTH such as 96x160."
-        )
-    return int(sides[0]), int(sides[-1])
+from mnv2_keras.cli.console import out, print_json, working
+from mnv2_keras.cli.options import Json, image_size
 
 
 def convert(
@@ -49,7 +39,7 @@ def convert(
         from mnv2_keras.conversion import open_model
         from mnv2_keras.weights import save_model
 
-        model, transfer = open_model(weights, ema=ema, classes=classes, size=_input_shape(resolution))
+        model, transfer = open_model(weights, ema=ema, classes=classes, size=image_size(resolution))
         path = save_model(model, output)
     if as_json:
         print_json(

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, err, out, working
+from mnv2_keras.cli.console import err, out, with_progress, working
+from mnv2_keras.cli.options import Json, unique_stems
 
 COCO = "ssdlite_mobilenet_v2_coco_2018_05_09"
 
@@ -32,7 +33,6 @@ def detect(
     import json
 
     from mnv2_keras.atomic import write_text
-    from mnv2_keras.cli.segment import advancing, free_names
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_picture
 
@@ -43,8 +43,8 @@ def detect(
         detector = Detector(weights, labels=labels, score_threshold=score, max_detections=top)
     lines, broken = [], 0
     table = Table("photo", "label", "score", "left", "top", "width", "height")
-    results = advancing(detector.stream(paths, skip_broken=True), len(paths), "detecting")
-    for path, name, result in zip(paths, free_names(paths), results, strict=True):
+    results = with_progress(detector.stream(paths, skip_broken=True), len(paths), "detecting", "photos")
+    for path, name, result in zip(paths, unique_stems(paths), results, strict=True):
         if isinstance(result, Exception):
             broken += 1
             err.print(f"skipped {path}: {result}", highlight=False, soft_wrap=True)

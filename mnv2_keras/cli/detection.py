@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, err, out, print_json, working
+from mnv2_keras.cli.console import err, out, print_json, working
 from mnv2_keras.cli.detect import COCO
+from mnv2_keras.cli.options import Json
 from mnv2_keras.cli.training import show_broken
 
 Annotations = Annotated[

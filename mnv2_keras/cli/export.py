@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, err, out, print_json, working
+from mnv2_keras.cli.console import err, out, print_json, working
+from mnv2_keras.cli.options import Json
 
 
 def export(

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import Json, print_json
+from mnv2_keras.cli.console import print_json
+from mnv2_keras.cli.options import Json
 
 
 def fetch(

@@ -7,7 +7,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, out, print_json
+from mnv2_keras.cli.console import out, print_json
+from mnv2_keras.cli.options import Json
 
 
 def list_(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import Json, err, out, print_json, while_it_lasts
+from mnv2_keras.cli.console import err, out, print_json, timed_message
+from mnv2_keras.cli.options import Json
 
 
 def predict(
@@ -64,8 +65,8 @@ def predict(
     if output:
         check_suffix(output)
     paths = find_images(photos)
-    with while_it_lasts() as say:
-        classifier = Classifier(weights, engine, threads, precision=precision, resolution=resolution, say=say)
+    with timed_message() as on_message:
+        classifier = Classifier(weights, engine, threads, precision=precision, resolution=resolution, say=on_message)
     errors: list[str] = []
     with classifier:
         results = _watched(classifier.stream(paths, top, "raise" if strict else "skip"), len(paths), errors)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, err, out, print_json, working
+from mnv2_keras.cli.console import err, out, print_json, with_progress, working
+from mnv2_keras.cli.options import Json, numbers, unique_stems
 
 Weights = Annotated[
     str,
@@ -52,8 +53,8 @@ def segment(
         from mnv2_keras.inference.segmenter import Segmenter
 
         segmenter = Segmenter(weights, scales=numbers(scales), flip=flip)
-    found, broken, stems = [], [], free_names(paths)
-    results = advancing(segmenter.stream(paths, skip_broken=True), len(paths))
+    found, broken, stems = [], [], unique_stems(paths)
+    results = with_progress(segmenter.stream(paths, skip_broken=True), len(paths), "segmenting", "photos")
     try:
         for path, stem, result in zip(paths, stems, results, strict=True):
             if isinstance(result, Exception):
@@ -79,32 +80,3 @@ def segment(
     if broken:
         err.print(f"{len(broken)} of {len(paths)} photos could not be used.")
         raise typer.Exit(1)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """ "0.75,1,1.25" as numbers."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers: expected such as 0.75,1,1.25.") from None
-
-
-def free_names(paths: list[Path]) -> list[str]:
-    """The photos' names without suffixes; photos of the same name get numbers, so that none overwrites another."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def advancing(results, total: int, what: str = "segmenting"):
-    """The results as they come, with a progress bar on stderr."""
-    from rich.progress import track
-
-    yield from track(results, what, total=total, console=err, transient=True)

@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mnv2_keras.cli.console import Json, err, out, print_json, working
-from mnv2_keras.cli.segment import PASCAL, Flip, Scales, numbers
+from mnv2_keras.cli.console import err, out, print_json, working
+from mnv2_keras.cli.options import Json, numbers
+from mnv2_keras.cli.segment import PASCAL, Flip, Scales
 from mnv2_keras.cli.training import show_broken
 
 Photos = Annotated[Path | None, typer.Option(help="Folder of photos.")]

@@ -6,7 +6,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mnv2_keras.cli.console import Json, out, print_json
+from mnv2_keras.cli.console import out, print_json
+from mnv2_keras.cli.options import Json, image_size
 
 
 def summary(
@@ -27,14 +28,12 @@ def summary(
 
     Example: mnv2 summary --alpha 0.75 --resolution 160
     """
-    from mnv2_keras.cli.convert import _input_shape
-
     if paper:
         _paper(as_json)
         return
     from mnv2_keras.analysis import analyze, summary_table
 
-    size = _input_shape(resolution)
+    size = image_size(resolution)
     analysis = analyze(
         alpha,
         (*size, channels),

@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mnv2_keras.cli.console import Json, out, print_json, working
+from mnv2_keras.cli.console import out, print_json, working
+from mnv2_keras.cli.options import Json
 
 
 def verify(
