@@ -57,7 +57,7 @@ def _centre_and_size(boxes):
 
 
 def encode_boxes(boxes, anchors):
-    """Boxes as the network says them: relative to anchors.
+    """Boxes as the network predicts them: relative to anchors.
 
     Source: Object Detection API `faster_rcnn_box_coder`, scales 10, 10, 5, 5.
 
@@ -68,7 +68,7 @@ def encode_boxes(boxes, anchors):
     Returns:
         float32 (..., A, 4): ty, tx, th, tw.
     """
-    boxes, anchors = (tf.cast(each, tf.float32) for each in (boxes, anchors))
+    boxes, anchors = tf.cast(boxes, tf.float32), tf.cast(anchors, tf.float32)
     (centre, size), (anchor_centre, anchor_size) = _centre_and_size(boxes), _centre_and_size(anchors)
     size, anchor_size = size + _EPSILON, anchor_size + _EPSILON
     offset = (centre - anchor_centre) / anchor_size * CENTRE_SCALE
@@ -76,7 +76,7 @@ def encode_boxes(boxes, anchors):
 
 
 def decode_boxes(encodings, anchors):
-    """What the network says, as boxes; the inverse of `encode_boxes`.
+    """Boxes of the network's predictions; the inverse of `encode_boxes`.
 
     Args:
         encodings: (..., A, 4): ty, tx, th, tw.
@@ -85,7 +85,7 @@ def decode_boxes(encodings, anchors):
     Returns:
         float32 (..., A, 4) corners, not clipped; the high ones are never below the low ones.
     """
-    encodings, anchors = (tf.cast(each, tf.float32) for each in (encodings, anchors))
+    encodings, anchors = tf.cast(encodings, tf.float32), tf.cast(anchors, tf.float32)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     offset, log_size = tf.split(encodings, 2, axis=-1)
     centre = offset / CENTRE_SCALE * anchor_size + anchor_centre
@@ -120,33 +120,33 @@ def intersection_over_union(boxes, others):
 def clip_boxes(boxes, window):
     """Cut boxes (B, N, 4) at windows (B, 4)."""
     low, high = tf.split(window[:, None, :], 2, axis=-1)
-    return tf.concat([tf.clip_by_value(each, low, high) for each in tf.split(boxes, 2, axis=-1)], axis=-1)
+    return tf.concat([tf.clip_by_value(corner, low, high) for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
 
 
 def change_frame(boxes, window):
     """Boxes (B, N, 4) as parts of windows (B, 4): the window's corners become 0, 0 and 1, 1."""
     low, high = tf.split(window[:, None, :], 2, axis=-1)
     size = high - low
-    return tf.concat([(each - low) / size for each in tf.split(boxes, 2, axis=-1)], axis=-1)
+    return tf.concat([(corner - low) / size for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
 
 
-def suppress(boxes, scores, wanted, max_per_class: int, max_total: int, iou_threshold: float):
-    """Greedy non-maximum suppression class by class, then the best of all classes.
+def suppress(boxes, scores, allowed, max_per_class: int, max_total: int, iou_threshold: float):
+    """Greedy non-maximum suppression per class, then the best boxes of all classes.
 
-    The same choice, in the same order, as suppressing each class by itself over all boxes, joining the classes and sorting
-    (equal scores: the lower class, then the lower box first). It looks at the best scores only, and at more where these were
-    not enough. `tf.image.combined_non_max_suppression` does the work, on ranks in place of scores: its order of equal scores
-    is undefined, and ranks are never equal.
+    The result, and its order, is that of suppressing each class separately over all boxes, joining the classes and sorting
+    (equal scores: the lower class, then the lower box first). Only the best scores are examined at first, and more where these
+    were not enough. `tf.image.combined_non_max_suppression` does the work, on ranks in place of scores: its order of equal
+    scores is undefined, and ranks are never equal.
 
     Source: Object Detection API `post_processing.multiclass_non_max_suppression`.
 
     Args:
         boxes: float32 (B, N, 4), finite.
-        scores: float32 (B, C, N); -inf where a box is out of the question for a class.
-        wanted: bool (B, N): boxes that may be put out. The others suppress, and count for `max_per_class`, all the same.
-        max_per_class: boxes kept in each class.
-        max_total: boxes put out.
-        iou_threshold: a box goes when it overlaps a better one of its class by more.
+        scores: float32 (B, C, N); -inf where a box is excluded for a class.
+        allowed: bool (B, N): boxes that may be in the result. The others still suppress, and count for `max_per_class`.
+        max_per_class: most boxes of a class.
+        max_total: most boxes in the result.
+        iou_threshold: a box is removed when its overlap with a better one of its class is larger.
 
     Returns:
         `scores` float32, `classes` int32, `indices` (into N) int32, each (B, max_total), zero after the first `num` int32 (B,).
@@ -155,41 +155,41 @@ def suppress(boxes, scores, wanted, max_per_class: int, max_total: int, iou_thre
     batch, classes, count = shape[0], shape[1], shape[2]
     flat = tf.reshape(scores, [batch, -1])
 
-    def best(looked_at):
-        top, places = tf.math.top_k(flat, looked_at)  # equal scores: the lower place first
-        ranks = tf.range(looked_at, 0, -1)
+    def best(examined):
+        top, places = tf.math.top_k(flat, examined)  # equal scores: the lower place first
+        ranks = tf.range(examined, 0, -1)
         ranks = tf.where(tf.math.is_finite(top), tf.cast(ranks, tf.float32), 0.0)
         rows = tf.range(batch)[:, None] * tf.shape(flat)[1]
         ranked = tf.scatter_nd(tf.reshape(rows + places, [-1, 1]), tf.reshape(ranks, [-1]), [tf.size(flat)])
-        kept = tf.image.combined_non_max_suppression(
+        remaining = tf.image.combined_non_max_suppression(
             boxes[:, :, None, :],
             tf.transpose(tf.reshape(ranked, shape), [0, 2, 1]),
             max_output_size_per_class=tf.minimum(max_per_class, count),
-            max_total_size=tf.minimum(looked_at, max_per_class * classes),
+            max_total_size=tf.minimum(examined, max_per_class * classes),
             iou_threshold=iou_threshold,
             score_threshold=0.0,
             clip_boxes=False,
         ).nmsed_scores
-        order = looked_at - tf.cast(tf.maximum(kept, 1.0), tf.int32)
+        order = examined - tf.cast(tf.maximum(remaining, 1.0), tf.int32)
         place = tf.gather(places, order, batch_dims=1)
-        kept = tf.where(tf.gather(wanted, place % count, batch_dims=1), kept, 0.0)
-        lacking = tf.maximum(max_total - tf.shape(kept)[1], 0)
-        kept = tf.pad(kept, [[0, 0], [0, lacking]])
-        first, position = tf.math.top_k(kept, max_total)
+        remaining = tf.where(tf.gather(allowed, place % count, batch_dims=1), remaining, 0.0)
+        lacking = tf.maximum(max_total - tf.shape(remaining)[1], 0)
+        remaining = tf.pad(remaining, [[0, 0], [0, lacking]])
+        first, position = tf.math.top_k(remaining, max_total)
         place = tf.gather(tf.pad(place, [[0, 0], [0, lacking]]), position, batch_dims=1)
         valid = first > 0
-        found = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
-        # What was not looked at can still matter where too few were found and the last one looked at was no blank.
-        unfinished = tf.reduce_any((found < max_total) & tf.math.is_finite(top[:, -1]))
+        number = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+        # Further scores can matter where boxes are lacking and the last examined score was a finite one.
+        unfinished = tf.reduce_any((number < max_total) & tf.math.is_finite(top[:, -1]))
         score = tf.where(valid, tf.gather(flat, place, batch_dims=1), 0.0)
-        return score, tf.where(valid, place, 0), found, unfinished
+        return score, tf.where(valid, place, 0), number, unfinished
 
     everything = tf.shape(flat)[1]
-    # Most boxes are other views of a few things: twenty times as many as are wanted usually hold them.
-    looked_at = tf.minimum(20 * max_total, everything)
-    _, score, place, found, _ = tf.while_loop(
-        lambda looked_at, score, place, found, unfinished: unfinished & (looked_at < everything),
-        lambda looked_at, *_: (tf.minimum(8 * looked_at, everything), *best(tf.minimum(8 * looked_at, everything))),
-        (looked_at, *best(looked_at)),
+    # Most boxes show the same few objects: twenty times as many as the result takes usually hold them all.
+    examined = tf.minimum(20 * max_total, everything)
+    _, score, place, number, _ = tf.while_loop(
+        lambda examined, score, place, number, unfinished: unfinished & (examined < everything),
+        lambda examined, *_: (tf.minimum(8 * examined, everything), *best(tf.minimum(8 * examined, everything))),
+        (examined, *best(examined)),
     )
-    return {"scores": score, "classes": place // count, "indices": place % count, "num": found}
+    return {"scores": score, "classes": place // count, "indices": place % count, "num": number}

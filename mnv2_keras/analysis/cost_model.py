@@ -85,46 +85,24 @@ class Operation:
     glorot: bool = False
 
 
+def _sum_of(field: str, doc: str) -> property:
+    return property(lambda self: sum(getattr(operation, field) for operation in self.operations), doc=doc)
+
+
 class Counted:
     """Sums over `operations`: what a layer or a network holds and costs, for one image."""
 
-    def _sum(self, field: str) -> int:
-        return sum(getattr(operation, field) for operation in self.operations)
-
-    @property
-    def parameters(self) -> int:
-        """Kernels and biases, as the published tables of TF-Slim count (without batch norm)."""
-        return self._sum("parameters")
-
-    @property
-    def trainable(self) -> int:
-        """Kernels, biases, gamma and beta."""
-        return self._sum("trainable")
-
-    @property
-    def non_trainable(self) -> int:
-        """Moving means and variances."""
-        return self._sum("non_trainable")
+    parameters = _sum_of("parameters", "Kernels and biases, as TF-Slim's published tables count (without batch norm).")
+    trainable = _sum_of("trainable", "Kernels, biases, gamma and beta.")
+    non_trainable = _sum_of("non_trainable", "Moving means and variances.")
+    variables = _sum_of("variables", "Number of variables (not of values).")
+    multiply_adds = _sum_of("multiply_adds", "Of all convolutions, the logits included.")
+    padded_multiply_adds = _sum_of("padded_multiply_adds", "With TensorFlow 1's padding of dilation (see `Operation`).")
 
     @property
     def total(self) -> int:
         """All values of all variables, Keras' `count_params()`."""
         return self.trainable + self.non_trainable
-
-    @property
-    def variables(self) -> int:
-        """Number of variables (not of values)."""
-        return self._sum("variables")
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of all convolutions, the logits included."""
-        return self._sum("multiply_adds")
-
-    @property
-    def padded_multiply_adds(self) -> int:
-        """With the padding of dilated convolutions in TensorFlow 1 (see `Operation`)."""
-        return self._sum("padded_multiply_adds")
 
     @property
     def activation_memory(self) -> int:
@@ -281,7 +259,7 @@ class CostModel:
         return self._book(both, x, Operation(name, "add", x.shape, x.shape))
 
     def concatenate(self, tensors: Iterable[Tensor]) -> Tensor:
-        """All channels side by side, where they are: whoever made them wrote into parts of one tensor."""
+        """All channels side by side, without a copy: each producer writes into its part of one tensor."""
         tensors = tuple(tensors)
         channels = sum(tensor.shape[2] for tensor in tensors)
         buffers = tuple(buffer for tensor in tensors for buffer in tensor.buffers)

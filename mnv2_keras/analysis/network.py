@@ -210,12 +210,8 @@ def analyze_ssdlite(
     `ssd_mobilenet_v2_coco.config`.
 
     Args:
-        alpha: width multiplier of backbone and extra maps.
+        alpha, classes, separable, predictor_kernel: as in `make_detector_plan`.
         input_shape: (height, width, channels).
-        classes: classes without the background.
-        separable: SSDLite; False for the classic SSD, with full convolutions in extra maps and predictors.
-        predictor_kernel: side of the predictors' kernels, 3 for SSDLite. The classic SSD takes 1, as its shipped
-            configuration does (the default), or 3, as in the paper's comparison.
         activation_bytes: of one number in an activation.
 
     Returns:
@@ -259,17 +255,9 @@ def analyze_deeplab(
     Source: DeepLab's `model.py` (`multi_scale_logits`, `extract_features`, `refine_by_decoder`).
 
     Args:
-        alpha: width multiplier of the backbone; other than 1 with `divisible_by=1, min_depth=1`, as published.
+        alpha, classes, output_stride, aspp_rates, decoder, aspp_separable, head: as in `make_segmenter_plan`; the paper's Table
+            7 has `aspp_separable=False`.
         input_shape: (height, width, channels).
-        classes: classes, the background among them.
-        output_stride: 8, 16 or 32.
-        aspp_rates: dilation of each branch of the atrous spatial pyramid, such as (6, 12, 18); none in the
-            mobile network.
-        decoder: refine at stride 4.
-        aspp_separable: the branches of the pyramid are depthwise and pointwise, DeepLab's default; False for full 3x3
-            convolutions, as in the paper's Table 7.
-        head: False leaves out everything between the backbone and the logits (DeepLab's
-            `aspp_with_batch_norm=False`).
         activation_bytes: of one number in an activation.
 
     Returns:

@@ -44,18 +44,18 @@ def profiled_operations(analysis: Analysis) -> dict[str, int]:
     }
 
 
-def profiled_multiply_adds(whole: Analysis, passes: Sequence[Analysis] = ()) -> int:
+def profiled_multiply_adds(network: Analysis, passes: Sequence[Analysis] = ()) -> int:
     """Half of what the profiler counts in a graph that predicts labels, its softmax left out.
 
     Source: DeepLab's `predict_labels`, and `predict_labels_multi_scale` where there are `passes`.
 
     Args:
-        whole: of `analyze_deeplab`, at the size of the labels.
-        passes: of the same network at every scale, once for each time that it runs; none means `whole` alone.
+        network: of `analyze_deeplab`, at the size of the labels.
+        passes: of the same network at every scale, once for each time that it runs; none means `network` alone.
     """
-    causes = profiled_operations(whole)
+    causes = profiled_operations(network)
     operations = sum(causes[cause] for cause in _ONCE)
-    for counts in map(profiled_operations, passes or [whole]):
+    for counts in map(profiled_operations, passes or [network]):
         operations += sum(n for cause, n in counts.items() if cause not in (*_ONCE, "softmax"))
-    height, width, classes = whole.output_shape
+    height, width, classes = network.output_shape
     return (operations + len(passes) * height * width * classes) // 2  # the mean over the passes

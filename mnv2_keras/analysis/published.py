@@ -84,7 +84,7 @@ def _reading(value: int, printed: str) -> str | None:
     return "truncated" if floor(exact) == digits else None
 
 
-def _said(value: int, noun: str, printed: str) -> str:
+def _text(value: int, noun: str, printed: str) -> str:
     """`14,776,629 parameters (rounded: 14.8M)`, or `1,234 bytes (not the printed 15)`."""
     reading = _reading(value, printed)
     return f"{value:,} {noun} ({reading}: {printed})" if reading else f"{value:,} {noun} (not the printed {printed})"
@@ -102,10 +102,10 @@ _TABLE_3 = (
 _TABLE_3_MAX = "400K"
 
 
-def _bytes_said(memory: int, printed: str) -> str:
+def _bytes_text(memory: int, printed: str) -> str:
     """How a memory came to be printed so: the readings of `_reading`, or its first digits alone, or rounded up."""
     if _reading(memory, printed):
-        return _said(memory, "bytes", printed)
+        return _text(memory, "bytes", printed)
     exact, digits = _scaled(memory, printed)
     leading = 10 ** (len(str(digits)) - len(str(digits).rstrip("0")))
     if floor(exact / leading) * leading == digits:
@@ -121,7 +121,7 @@ def table_3() -> list[Comparison]:
     layers can run channel by channel (section 5), and 200K as the maximum.
 
     Computed is what the paper's section 5 leaves in memory: inputs and outputs of blocks. The first convolution is
-    taken together with the first block and the last one with the pooling, whose inner tensors need not be whole.
+    taken together with the first block and the last one with the pooling, whose inner tensors need not be detector.
 
     Returns:
         A comparison for each size and one for the maximum, with `channels` and `memory` (bytes where computed).
@@ -140,7 +140,7 @@ def table_3() -> list[Comparison]:
     for size, channels, memory in _TABLE_3:
         here = f"{size}x{size}"
         computed = {"channels": widest[size], "memory": 2 * size * size * widest[size]}
-        text = f"{size} x {size} x {channels} x 2 = {_bytes_said(2 * size * size * int(channels), memory)}."
+        text = f"{size} x {size} x {channels} x 2 = {_bytes_text(2 * size * size * int(channels), memory)}."
         if int(channels) == leaving.get(size) != widest[size]:
             text = (
                 f"The paper takes the widest output of the rows of Table 2 that have their input at {here}: {channels} "
@@ -159,7 +159,7 @@ def table_3() -> list[Comparison]:
 
     top = max(comparisons, key=lambda comparison: comparison.computed["memory"])
     text = (
-        f"One tensor at {top.row}: {_bytes_said(top.computed['memory'], _TABLE_3_MAX)}. Input and output together, "
+        f"One tensor at {top.row}: {_bytes_text(top.computed['memory'], _TABLE_3_MAX)}. Input and output together, "
         f"with blocks as one operation (equation 2), are {counted.bottleneck_memory:,} bytes at "
         f"{counted.bottleneck_at}; one operation after the other, without the trick of section 5, "
         f"{counted.peak_activation_memory:,} bytes are alive at {counted.peak_at}."
@@ -173,8 +173,8 @@ _TABLE_6 = {"mAP": "22.1", "parameters": "4.3M", "multiply_adds": "0.8B", "CPU":
 
 def _detector(separable: bool, classes: int = 80) -> tuple[Analysis, Analysis]:
     """The paper's detector at 320x320 with 3x3 predictors, and what it has on top of the backbone."""
-    whole = analyze_ssdlite(1.0, (320, 320, 3), classes, separable, predictor_kernel=3)
-    return whole, whole.part("extras", "predictors")
+    detector = analyze_ssdlite(1.0, (320, 320, 3), classes, separable, predictor_kernel=3)
+    return detector, detector.part("extras", "predictors")
 
 
 def table_5() -> list[Comparison]:
@@ -191,29 +191,29 @@ def table_5() -> list[Comparison]:
         ("SSD", False, {"parameters": "14.8M", "multiply_adds": "1.25B"}),
         ("SSDLite", True, {"parameters": "2.1M", "multiply_adds": "0.35B"}),
     ):
-        whole, head = _detector(separable)
+        detector, head = _detector(separable)
         computed = {
             "parameters": head.trainable,
             "multiply_adds": head.multiply_adds,
-            "network_parameters": whole.trainable,
-            "network_multiply_adds": whole.multiply_adds,
+            "network_parameters": detector.trainable,
+            "network_multiply_adds": detector.multiply_adds,
         }
         kind = "depthwise 3x3 and pointwise" if separable else "full 3x3"
         printed = published["multiply_adds"]
         text = (
             f"Extra feature maps and predictors without the backbone, 320x320, 80 classes, {kind} convolutions: "
-            f"{_said(head.trainable, 'trainable parameters', published['parameters'])} and "
-            f"{_said(head.multiply_adds, 'multiply-adds', printed)}. The whole network has {whole.trainable:,} and "
-            f"{whole.multiply_adds:,}."
+            f"{_text(head.trainable, 'trainable parameters', published['parameters'])} and "
+            f"{_text(head.multiply_adds, 'multiply-adds', printed)}. The whole network has {detector.trainable:,} and "
+            f"{detector.multiply_adds:,}."
         )
         doubled = _reading(2 * head.multiply_adds, printed)
         if doubled and not _reading(head.multiply_adds, printed):
             per_step, steps = _scaled(1, printed)
-            total = whole.part("backbone").multiply_adds + int(steps / per_step)
+            total = detector.part("backbone").multiply_adds + int(steps / per_step)
             text += (
                 f" Twice the multiply-adds, {2 * head.multiply_adds:,}, is the printed {printed} ({doubled}), as if "
                 f"multiplications and additions were counted one by one. With {printed} the network of Table 6 would "
-                f"have {_said(total, 'multiply-adds', _TABLE_6['multiply_adds'])}."
+                f"have {_text(total, 'multiply-adds', _TABLE_6['multiply_adds'])}."
             )
         comparisons.append(Comparison(5, name, published, computed, text))
     return comparisons
@@ -224,18 +224,18 @@ def table_6_row() -> Comparison:
 
     Published: mAP 22.1 on COCO test-dev, 4.3M parameters, 0.8B multiply-adds, 200 ms on a Pixel 1, at 320x320.
     """
-    whole, _ = _detector(separable=True)
-    shipped, _ = _detector(separable=True, classes=90)
-    said = [
-        f"{_said(network.trainable, 'trainable parameters', _TABLE_6['parameters'])} and "
-        f"{_said(network.multiply_adds, 'multiply-adds', _TABLE_6['multiply_adds'])}"
-        for network in (whole, shipped)
+    detector, _ = _detector(separable=True)
+    published, _ = _detector(separable=True, classes=90)
+    texts = [
+        f"{_text(network.trainable, 'trainable parameters', _TABLE_6['parameters'])} and "
+        f"{_text(network.multiply_adds, 'multiply-adds', _TABLE_6['multiply_adds'])}"
+        for network in (detector, published)
     ]
     text = (
-        f"320x320 and 80 classes: {said[0]}. The shipped configuration has 90 classes: {said[1]}. mAP and CPU were "
+        f"320x320 and 80 classes: {texts[0]}. The published configuration has 90 classes: {texts[1]}. mAP and CPU were "
         "measured by the authors."
     )
-    computed = {"parameters": whole.trainable, "multiply_adds": whole.multiply_adds}
+    computed = {"parameters": detector.trainable, "multiply_adds": detector.multiply_adds}
     return Comparison(6, "MNet V2 + SSDLite", dict(_TABLE_6), computed, text)
 
 
@@ -269,26 +269,26 @@ def table_7_rows() -> list[Comparison]:
         def network(side, stride=stride, rates=rates):
             return analyze_deeplab(1.0, (side, side, 3), 21, stride, rates, aspp_separable=False)
 
-        whole = network(_CROP)
+        single = network(_CROP)
         crops = [int((_CROP - 1) * scale + 1) for scale in EVALUATION_SCALES]
         passes = [network(crop) for crop in crops for _ in ("as it is", "flipped")] if multi_scale else []
         computed = {
-            "parameters": whole.trainable,
-            "multiply_adds": sum(counted.multiply_adds for counted in passes or [whole]),
-            "padded_multiply_adds": sum(counted.padded_multiply_adds for counted in passes or [whole]),
-            "profiled": profiled_multiply_adds(whole, passes),
+            "parameters": single.trainable,
+            "multiply_adds": sum(counted.multiply_adds for counted in passes or [single]),
+            "padded_multiply_adds": sum(counted.padded_multiply_adds for counted in passes or [single]),
+            "profiled": profiled_multiply_adds(single, passes),
         }
         inputs = f"{_CROP}x{_CROP}"
         if multi_scale:
             inputs = f"Six scales from {crops[0]} to {crops[-1]} pixels, each also flipped"
         if aspp:
             inputs += ", full 3x3 convolutions in the pyramid"
-        said = {key: _said(computed[key], "multiply-adds", multiply_adds) for key in list(computed)[1:]}
+        texts = {key: _text(computed[key], "multiply-adds", multiply_adds) for key in list(computed)[1:]}
         text = (
-            f"{inputs}: {_said(whole.trainable, 'trainable parameters', parameters)}. Convolutions alone: "
-            f"{said['multiply_adds']}. As TensorFlow 1 runs the dilated ones, on padded input: "
-            f"{said['padded_multiply_adds']}. Half of all operations that its profiler counts in the graph, softmax "
-            f"left out: {said['profiled']}. mIOU was measured by the authors."
+            f"{inputs}: {_text(single.trainable, 'trainable parameters', parameters)}. Convolutions alone: "
+            f"{texts['multiply_adds']}. As TensorFlow 1 runs the dilated ones, on padded input: "
+            f"{texts['padded_multiply_adds']}. Half of all operations that its profiler counts in the graph, softmax "
+            f"left out: {texts['profiled']}. mIOU was measured by the authors."
         )
         label = f"MNet V2*, OS {stride}{', ASPP' if aspp else ''}{', MF' if multi_scale else ''}"
         published = {"mIOU": miou, "parameters": parameters, "multiply_adds": multiply_adds}

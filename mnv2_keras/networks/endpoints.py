@@ -6,13 +6,14 @@ All of it is read from the layers' names, so it works on a model that comes from
 import math
 import re
 from types import MappingProxyType
-from typing import NamedTuple
 
 import keras
 
+from mnv2_keras.architecture import Endpoint
+
 _BLOCK = re.compile(r"expanded_conv(?:_(\d+))?-(.+)")
 #: What follows `layer_N/` for the layer with this ending in an inverted residual.
-_TAPS = {
+_ENDPOINTS = {
     "expand-activation": "expansion_output",
     "expand-concat": "expansion_output",
     "depthwise-activation": "depthwise_output",
@@ -20,13 +21,6 @@ _TAPS = {
 _PART = re.compile(r"(expand_part_\d+)-activation|(project_part_\d+)-(?:BatchNorm|GroupNorm)")
 _LINEAR = re.compile(r"project-(?:BatchNorm|GroupNorm|concat)")
 _HEADS = ("global_pool", "Logits", "Predictions")
-
-
-class Feature(NamedTuple):
-    """What an endpoint offers to whoever builds on it."""
-
-    channels: int
-    stride: int  # input pixels per step; 0 once the image is pooled away
 
 
 def _number(scope: str) -> int:
@@ -92,37 +86,44 @@ def endpoints(model: keras.Model) -> MappingProxyType:
     Raises:
         ValueError: the model holds no MobileNetV2.
     """
-    found = {}
+    tensors = {}
     for key, group in _block_layers(model).items():
         for layer in group:
-            match = _BLOCK.match(layer.name)
-            if match:
-                ending = match[2]
-                if ending in _TAPS:
-                    found[f"{key}/{_TAPS[ending]}"] = _tensor(layer)
-                elif part := _PART.fullmatch(ending):
-                    found[f"{key}/{part[1] or part[2]}_output"] = _tensor(layer)
-                elif _LINEAR.fullmatch(ending) or ending == "add":
-                    found[f"{key}/output"] = found[key] = _tensor(layer)
-            elif layer.name in ("Conv-activation", "Conv_1-activation"):
-                found[key] = _tensor(layer)
-            elif layer.name in _HEADS:
-                found[layer.name] = _tensor(layer)
-            elif layer.name.endswith("-activation"):
-                found[layer.name.removesuffix("-activation").replace("-", "/")] = _tensor(layer)
-            elif isinstance(layer, keras.layers.Conv2D) and layer.use_bias and not layer.name.startswith("Logits-"):
-                found[layer.name.replace("-", "/")] = _tensor(layer)  # a linear predictor
-    return MappingProxyType(found)
+            for name in _endpoint_names(key, layer):
+                tensors[name] = _tensor(layer)
+    return MappingProxyType(tensors)
+
+
+def _endpoint_names(key: str, layer) -> list[str]:
+    """The endpoints that a layer of the block `key` is the output of."""
+    if match := _BLOCK.match(layer.name):
+        ending = match[2]
+        if ending in _ENDPOINTS:
+            return [f"{key}/{_ENDPOINTS[ending]}"]
+        if part := _PART.fullmatch(ending):
+            return [f"{key}/{part[1] or part[2]}_output"]
+        return [f"{key}/output", key] if _LINEAR.fullmatch(ending) or ending == "add" else []
+    if layer.name in ("Conv-activation", "Conv_1-activation"):
+        return [key]
+    if layer.name in _HEADS:
+        return [layer.name]
+    # A predictor has a bias and no activation.
+    predictor = isinstance(layer, keras.layers.Conv2D) and layer.use_bias and not layer.name.startswith("Logits-")
+    if predictor or layer.name.endswith("-activation"):
+        return [layer.name.removesuffix("-activation").replace("-", "/")]
+    return []
 
 
 def _chosen(model, names) -> dict:
-    taps = endpoints(model)
+    tensors = endpoints(model)
     if isinstance(names, str):
         names = [names]
-    unknown = [name for name in names if name not in taps]
+    unknown = [name for name in names if name not in tensors]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no endpoint of model {model.name!r}: expected one of {', '.join(taps)}.")
-    return {name: taps[name] for name in names}
+        raise ValueError(
+            f"{unknown[0]!r} is no endpoint of model {model.name!r}: expected one of {', '.join(tensors)}."
+        )
+    return {name: tensors[name] for name in names}
 
 
 def feature_extractor(model: keras.Model, names) -> keras.Model:
@@ -141,8 +142,8 @@ def feature_extractor(model: keras.Model, names) -> keras.Model:
     return keras.Model(model.input, _chosen(model, names), name=f"{model.name}-features")
 
 
-def feature_info(model: keras.Model) -> dict[str, Feature]:
-    """Channels and stride of every endpoint, in network order: `{"layer_1": Feature(channels=32, stride=2), ...}`."""
+def feature_info(model: keras.Model) -> dict[str, Endpoint]:
+    """Channels and stride of every endpoint, in network order: `{"layer_1": Endpoint(channels=32, stride=2), ...}`."""
     stride_of = {}
 
     def stride(tensor) -> int:
@@ -157,7 +158,7 @@ def feature_info(model: keras.Model) -> dict[str, Feature]:
     # A map of one step (pooled, or flattened) no longer has a stride.
     pooled = {"global_pool", "Logits", "Predictions", "image_pooling"}
     return {
-        name: Feature(int(tensor.shape[-1]), 0 if name in pooled else math.trunc(stride(tensor)))
+        name: Endpoint(int(tensor.shape[-1]), 0 if name in pooled else math.trunc(stride(tensor)))
         for name, tensor in endpoints(model).items()
     }
 
