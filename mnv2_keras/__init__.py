@@ -21,7 +21,7 @@ _HOME = {
     "export.detection": ["export_detector"],
     "export.segmentation": ["export_segmenter"],
     "export.litert": ["export_litert"],
-    "export.metadata": ["add_metadata", "read_metadata"],
+    "tflite": ["add_metadata", "read_metadata"],
     "export.report": ["ExportReport", "inspect_litert"],
     "export.quantization_aware": ["quantization_aware"],
     "networks.detector": ["build_ssdlite_mobilenetv2"],

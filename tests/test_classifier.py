@@ -314,7 +314,8 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
     """The labels lie at the end: without them every answer would be another name."""
     from test_cli import mnv2
 
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata
+    from mnv2_keras.export.metadata import classifier_metadata
+    from mnv2_keras.tflite import add_metadata
 
     path, names = tmp_path / "named.tflite", ("a", "b", "c", "d", "e")
     content = add_metadata(tiny_file.read_bytes(), classifier_metadata(names))

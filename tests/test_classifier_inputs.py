@@ -17,9 +17,10 @@ def fed() -> dict[tuple[str, str], bytes]:
     import keras
 
     from mnv2_keras.export.conversion import convert_litert
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input
+    from mnv2_keras.export.metadata import classifier_metadata, image_input
     from mnv2_keras.export.quantization import quantize_int8
     from mnv2_keras.export.statistics import collect
+    from mnv2_keras.tflite import add_metadata
 
     keras.utils.set_random_seed(1)
     image = keras.Input((32, 32, 3))
@@ -83,7 +84,8 @@ def test_uint8_files_are_fed_as_mediapipe_feeds_them(fed, tmp_path):
 
 
 def test_each_channel_has_its_own_normalisation(fed, testdata, tmp_path):
-    from mnv2_keras.export.metadata import add_metadata, model_metadata
+    from mnv2_keras.export.metadata import model_metadata
+    from mnv2_keras.tflite import add_metadata
 
     def saying(**numbers):
         image = {"name": "image", "process_units": [{"options": ("NormalizationOptions", numbers)}]}

@@ -140,7 +140,8 @@ def test_the_rows_are_those_of_the_single_process(here, photos, expected, tmp_pa
 
 def test_workers_know_the_labels_beside_the_weights(here, photos, tmp_path, monkeypatch):
     """They get the converted file alone; a second run goes on from the first one's parts."""
-    from mnv2_keras.export.metadata import add_metadata, model_metadata
+    from mnv2_keras.export.metadata import model_metadata
+    from mnv2_keras.tflite import add_metadata
 
     bare = add_metadata(bundled_file("digits_int8.tflite").read_bytes(), model_metadata("n", "d", [], []))
     monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: bare)

@@ -11,8 +11,7 @@ from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.data.detection_shapes import draw_shapes
 from mnv2_keras.export.detection import add_postprocessing, export_detector
-from mnv2_keras.export.metadata import read_metadata
-from mnv2_keras.tflite import open_interpreter
+from mnv2_keras.tflite import open_interpreter, read_metadata
 
 CLASSES = 3
 OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.5, "max_total": 20}

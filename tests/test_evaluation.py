@@ -403,7 +403,8 @@ def test_an_int8_softmax_that_rounds_its_tail_away_stays_as_it_is(model, tmp_pat
 def test_a_file_that_takes_other_values_gets_them(model, tmp_path):
     """As its metadata say: (pixel - mean) / std."""
     from mnv2_keras.export.litert import export_litert
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input, model_metadata
+    from mnv2_keras.export.metadata import classifier_metadata, image_input, model_metadata
+    from mnv2_keras.tflite import add_metadata
 
     inputs = keras.Input((16, 16, 1))
     content = {}

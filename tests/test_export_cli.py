@@ -15,8 +15,8 @@ from test_cli import mnv2
 from typer.testing import CliRunner
 
 from mnv2_keras.cli.main import command_line
-from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.inference import benchmark
+from mnv2_keras.tflite import read_metadata
 
 
 @pytest.fixture(scope="module")

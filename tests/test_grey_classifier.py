@@ -55,8 +55,9 @@ def test_floats_count_as_preprocessed(classifier):
 
 def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
     """From the shell: to int8 by a folder, compared on photos, and the file says that it takes grey."""
-    from mnv2_keras.export.metadata import GRAYSCALE, read_metadata
     from mnv2_keras.networks.classifier import build_mobilenetv2
+    from mnv2_keras.tflite import read_metadata
+    from mnv2_keras.tflite.metadata import GRAYSCALE
 
     (tmp_path / "photos").mkdir()
     for i, (red, green, blue) in enumerate(np.random.default_rng(0).integers(0, 256, (3, 3)).tolist()):

@@ -39,7 +39,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: Readable without anything but Python.
 STANDARD_LIBRARY_ONLY = {"architecture", "registry", "analysis", "checks", "deprecation"}
 #: What exists for LiteRT may import it at the top: nothing else imports these at its own top.
-FOR_LITERT = ("export/", "inference/", "tflite.py", "convert/sources/")
+FOR_LITERT = ("export/", "inference/", "tflite/", "convert/sources/")
 #: Imported where they are used: nobody pays for what they do not use.
 WHERE_USED = {
     "tensorflow_datasets",

@@ -13,9 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 from mnv2_keras.atomic import write_bytes
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.litert import export_litert
-from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.export.report import inspect_litert
-from mnv2_keras.tflite import TfliteFile
+from mnv2_keras.tflite import TfliteFile, read_metadata
 
 SHAPE = (64, 64, 3)
 

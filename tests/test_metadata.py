@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_keras.export import metadata as ours
 from mnv2_keras.export.calibration import load_photos
 from mnv2_keras.export.check import Layer
 from mnv2_keras.export.litert import export_litert
-from mnv2_keras.export.metadata import add_metadata, classifier_metadata, labels_file, model_metadata, read_metadata
+from mnv2_keras.export.metadata import classifier_metadata, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport, inspect_litert
-from mnv2_keras.export.tables import pack_table, unpack_table
 from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.tflite import Metadata, add_metadata, labels_in_file, read_metadata
+from mnv2_keras.tflite import metadata as ours
+from mnv2_keras.tflite.tables import pack_table, unpack_table
 
 PHOTOS = {
     "cat.bmp": "Egyptian cat",
@@ -151,6 +152,18 @@ def test_metadata_is_replaced_and_the_same_every_time(testdata):
     assert read_metadata(other).labels == ["b"] * 1001
     assert read_metadata(other).about["name"] == "other"
     assert inspect_litert(other).path is None
+
+
+def test_labels_are_those_that_the_metadata_names(testdata):
+    """Not the file that comes first; without a name in the metadata, the first text file."""
+    quantised = (testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite").read_bytes()
+    assert labels_in_file(quantised)[:2] == ("background", "tench, Tinca tinca")
+    named = classifier_metadata(["a"] * 1001)
+    extra = Metadata(named.about, {"about.txt": b"no labels", **named.files})
+    assert labels_in_file(add_metadata(quantised, extra)) == ("a",) * 1001
+    assert labels_in_file(add_metadata(quantised, Metadata({}, {"x.json": b"", "names.txt": b"b\nc\n"}))) == ("b", "c")
+    assert labels_in_file(add_metadata(quantised, Metadata({}, {"names.txt": b"\xff"}))) is None
+    assert labels_in_file(add_metadata(quantised, Metadata({}))) is None
 
 
 def test_labels_have_one_line_each():

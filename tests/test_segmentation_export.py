@@ -9,10 +9,10 @@ from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2, convert_checkpoin
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.data.segmentation_shapes import DrawnShapes
-from mnv2_keras.export.metadata import read_metadata
 from mnv2_keras.export.segmentation import export_segmenter
 from mnv2_keras.images import read_image
 from mnv2_keras.labels import voc_labels
+from mnv2_keras.tflite import read_metadata
 
 ARCHIVE = "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz"
 
@@ -96,7 +96,7 @@ def test_labels_of_other_classes_are_in_the_file(tmp_path):
     path = tmp_path / "labels.tflite"
     export_segmenter(model, path, output="labels")
     assert Segmenter(path).names == ("class 0", "class 1", "class 2", "class 3")
-    from mnv2_keras.export.metadata import Metadata, add_metadata
+    from mnv2_keras.tflite import Metadata, add_metadata
 
     path.write_bytes(add_metadata(path.read_bytes(), Metadata({})))
     nameless = Segmenter(path)

@@ -54,10 +54,9 @@ class LitertRunner:
     engine = "litert"
 
     def __init__(self, content: bytes, name: str, path: Path | None):
-        from mnv2_keras.export.metadata import read_metadata
         from mnv2_keras.inference.classifier import normalization_of, scaling_of
         from mnv2_keras.inference.engines import LitertEngine
-        from mnv2_keras.tflite import TfliteFile
+        from mnv2_keras.tflite import TfliteFile, read_metadata
 
         self._engine = LitertEngine(content, threads=1)
         *size, self.channels = self._engine.input_shape
@@ -126,7 +125,7 @@ def open_engine(weights, engine: str = "keras") -> KerasRunner | LitertRunner:
 
 def labels_within(content: bytes) -> Sequence[str] | None:
     """Of a .tflite's metadata."""
-    from mnv2_keras.export.metadata import associated_files
+    from mnv2_keras.tflite.metadata import associated_files
 
     files = [value for name, value in sorted(associated_files(content).items()) if name.endswith(".txt")]
     return tuple(files[0].decode().splitlines()) if files else None

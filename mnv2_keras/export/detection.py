@@ -15,16 +15,10 @@ from mnv2_keras.atomic import write_bytes
 from mnv2_keras.boxes import CENTRE_SCALE, SIZE_SCALE, ssd_anchors
 from mnv2_keras.export.conversion import check_operators, with_signature
 from mnv2_keras.export.litert import export_litert
-from mnv2_keras.export.metadata import (
-    TENSOR_VALUE_LABELS,
-    Metadata,
-    add_metadata,
-    image_input,
-    labels_file,
-    model_metadata,
-)
+from mnv2_keras.export.metadata import image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport, inspect_litert
-from mnv2_keras.tflite import TfliteFile
+from mnv2_keras.tflite import Metadata, TfliteFile, add_metadata
+from mnv2_keras.tflite.metadata import TENSOR_VALUE_LABELS
 
 _OPERATOR = b"TFLite_Detection_PostProcess"
 #: The operator's outputs, in its order, and what MediaPipe looks for them by.

@@ -13,7 +13,7 @@ from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, r
 from mnv2_keras.export.conversion import check_operators, convert_litert
 from mnv2_keras.export.cross_layer_equalization import equalize
 from mnv2_keras.export.gptq import gptq
-from mnv2_keras.export.metadata import Metadata, add_metadata, classifier_metadata, image_input
+from mnv2_keras.export.metadata import classifier_metadata, image_input
 from mnv2_keras.export.quantization import (
     FIXED,
     INPUT_TYPES,
@@ -26,7 +26,7 @@ from mnv2_keras.export.quantization import (
 from mnv2_keras.export.report import ExportReport, inspect_litert
 from mnv2_keras.export.statistics import collect
 from mnv2_keras.labels import imagenet_labels
-from mnv2_keras.tflite import TfliteFile
+from mnv2_keras.tflite import Metadata, TfliteFile, add_metadata
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mnv2_keras.atomic import write_bytes, write_text
 from mnv2_keras.export.check import Layer
-from mnv2_keras.export.metadata import Metadata, read_metadata
-from mnv2_keras.tflite import TfliteFile, open_interpreter, read_tflite
+from mnv2_keras.tflite import Metadata, TfliteFile, open_interpreter, read_metadata, read_tflite
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import numpy as np
 from mnv2_keras.atomic import write_text
 from mnv2_keras.export.calibration import LIMIT, evenly, tensorflow_dataset
 from mnv2_keras.export.litert import export_litert
-from mnv2_keras.export.metadata import Metadata, image_input, labels_file, model_metadata
+from mnv2_keras.export.metadata import image_input, labels_file, model_metadata
 from mnv2_keras.export.report import ExportReport
 from mnv2_keras.export.statistics import to_stored
-from mnv2_keras.export.tables import pack_table
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.layers import ArgMax
 from mnv2_keras.masks import fit_photo, pad_photo
 from mnv2_keras.networks.endpoints import check_input
-from mnv2_keras.tflite import open_interpreter
+from mnv2_keras.tflite import Metadata, open_interpreter
+from mnv2_keras.tflite.tables import pack_table
 
 OUTPUTS = ("logits", "labels")
 

@@ -315,7 +315,7 @@ def _open(weights, engine: str, threads, precision: str, resolution, labels, say
 
 def _said_by(weights, content: bytes, labels_needed: bool):
     """(mean, std) in a file's metadata, or None."""
-    from mnv2_keras.export.metadata import read_metadata
+    from mnv2_keras.tflite import read_metadata
 
     about = read_metadata(content)
     if labels_needed and about.missing:

@@ -239,7 +239,8 @@ def make_classifier_file(model, precision: str, here: bool = False) -> bytes:
     import keras
 
     from mnv2_keras.export.conversion import check_operators, convert_here, convert_litert, with_signature
-    from mnv2_keras.export.metadata import add_metadata, classifier_metadata, image_input
+    from mnv2_keras.export.metadata import classifier_metadata, image_input
+    from mnv2_keras.tflite import add_metadata
 
     _check_precision(precision)
     check_classifier(model)

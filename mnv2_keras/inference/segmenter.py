@@ -182,8 +182,8 @@ class _LiteRT:
     """A .tflite that takes (1, H, W, 3) and gives logits (1, h, w, C) or labels (1, H, W)."""
 
     def __init__(self, path, threads: int | None):
-        from mnv2_keras.export.metadata import associated_files
         from mnv2_keras.tflite import open_interpreter, read_tflite
+        from mnv2_keras.tflite.metadata import associated_files
 
         name, content = read_tflite(path)
         self._interpreter = open_interpreter(content, threads)

@@ -12,6 +12,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from mnv2_keras.tflite.metadata import BUFFER, Metadata, append_files, associated_files, metadata_of, unpack_metadata
+
 _IDENTIFIER = b"TFL3"
 
 #: Where a page of weights begins: what the format asks of a buffer, and what kernels read fastest.
@@ -57,6 +59,7 @@ class TfliteFile:
 
     Attributes:
         source: the file's name for messages.
+        model: the generated object of the whole file.
         graph: the subgraph's generated object: `tensors`, `operators`, `inputs`, `outputs`.
 
     Raises:
@@ -65,8 +68,8 @@ class TfliteFile:
     """
 
     def __init__(self, source: str | os.PathLike | bytes):
-        self.source, content = read_tflite(source)
-        self.model = schema.ModelT.InitFromPackedBuf(content, 0)
+        self.source, self._content = read_tflite(source)
+        self.model = schema.ModelT.InitFromPackedBuf(self._content, 0)
         if len(self.model.subgraphs) != 1:
             raise ValueError(
                 f"{self.source} has {len(self.model.subgraphs)} subgraphs: a MobileNetV2 is one graph without branches."
@@ -140,7 +143,30 @@ class TfliteFile:
                 found.setdefault(int(tensor), []).append(i)
         return found
 
+    @cached_property
+    def associated_files(self) -> dict[str, bytes]:
+        """The files appended to the model, such as its labels, by name."""
+        return associated_files(self._content)
+
+    @property
+    def metadata(self) -> Metadata:
+        """The file's metadata; empty for a file without.
+
+        Raises:
+            ValueError: the metadata is damaged.
+        """
+        buffers = [entry.buffer for entry in self.model.metadata or [] if entry.name == BUFFER]
+        table = bytes(self.model.buffers[buffers[0]].data) if buffers else None
+        return unpack_metadata(table, self.associated_files, Path(self.source).name)
+
     # Editing
+
+    def set_metadata(self, metadata: Metadata) -> None:
+        """Replace the metadata and the associated files."""
+        entries = [entry for entry in self.model.metadata or [] if entry.name != BUFFER]
+        buffer = self.add_buffer(np.frombuffer(metadata.packed(), np.uint8))
+        self.model.metadata = [*entries, schema.MetadataT(name=BUFFER, buffer=buffer)]
+        self.associated_files = dict(metadata.files)
 
     def add_operator_code(self, kind: str, version: int) -> int:
         """Index of the operator code; added where the file has none like it."""
@@ -186,7 +212,7 @@ class TfliteFile:
         return len(self.graph.tensors) - 1
 
     def to_bytes(self) -> bytes:
-        """The file. Buffers that nothing refers to any more are left out."""
+        """The file, its associated files appended. Buffers that nothing refers to any more are left out."""
         self._drop_unused_buffers()
         size = sum(0 if buffer.data is None else len(buffer.data) for buffer in self.model.buffers)
         builder = flatbuffers.Builder(size + (1 << 20))
@@ -196,7 +222,8 @@ class TfliteFile:
             builder.Finish(self.model.Pack(builder), _IDENTIFIER)
         finally:
             self.model.buffers = buffers
-        return bytes(builder.Output())
+        content = bytes(builder.Output())
+        return append_files(content, self.associated_files) if self.associated_files else content
 
     def _drop_unused_buffers(self) -> None:
         holders = [*self.graph.tensors, *(self.model.metadata or [])]
@@ -233,6 +260,30 @@ def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
             f"{name} is truncated or damaged ({str(error).splitlines()[0]}): make or copy it again."
         ) from error
     return name, content
+
+
+def read_metadata(source: str | os.PathLike | bytes) -> Metadata:
+    """Metadata of a .tflite file.
+
+    Args:
+        source: a path, or the bytes of the file.
+
+    Returns:
+        Its metadata; empty for a file without.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no .tflite file, or a damaged one.
+    """
+    name, content = read_tflite(source)
+    return metadata_of(content, Path(name).name)
+
+
+def add_metadata(model: bytes, metadata: Metadata) -> bytes:
+    """A .tflite file's bytes with metadata in place of what it may have had."""
+    file = TfliteFile(model)
+    file.set_metadata(metadata)
+    return file.to_bytes()
 
 
 def open_interpreter(content: bytes, threads: int | None = None, every_tensor: bool = False) -> Interpreter:

@@ -1,0 +1,216 @@
+"""Metadata in a .tflite file: what Android's MediaPipe Tasks read to know labels, normalisation and licence.
+
+A file's metadata is a flatbuffer of its own in the model's buffer `TFLITE_METADATA`; the label files are a zip archive that
+is appended to the model. Source: TensorFlow Lite's `metadata_schema.fbs`, whose tables and field names are used here.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass, field
+
+from ai_edge_litert import schema_py_generated as schema
+
+from mnv2_keras.tflite.tables import pack_table, unpack_table
+
+#: Name of the model's buffer that holds the table.
+BUFFER = b"TFLITE_METADATA"
+_IDENTIFIER = b"M001"
+#: The date of each file in the archive: the same model gives the same bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+_UNIT_OPTIONS = (
+    "NormalizationOptions",
+    "ScoreCalibrationOptions",
+    "ScoreThresholdingOptions",
+    "BertTokenizerOptions",
+    "SentencePieceTokenizerOptions",
+    "RegexTokenizerOptions",
+)
+_CONTENT = ("FeatureProperties", "ImageProperties", "BoundingBoxProperties", "AudioProperties")
+
+#: The tables of `metadata_schema.fbs`.
+SCHEMA = {
+    "ModelMetadata": (
+        ("name", "string"),
+        ("description", "string"),
+        ("version", "string"),
+        ("subgraph_metadata", "[SubGraphMetadata]"),
+        ("author", "string"),
+        ("license", "string"),
+        ("associated_files", "[AssociatedFile]"),
+        ("min_parser_version", "string"),
+    ),
+    "SubGraphMetadata": (
+        ("name", "string"),
+        ("description", "string"),
+        ("input_tensor_metadata", "[TensorMetadata]"),
+        ("output_tensor_metadata", "[TensorMetadata]"),
+        ("associated_files", "[AssociatedFile]"),
+        ("input_process_units", "[ProcessUnit]"),
+        ("output_process_units", "[ProcessUnit]"),
+        ("input_tensor_groups", "[TensorGroup]"),
+        ("output_tensor_groups", "[TensorGroup]"),
+        ("custom_metadata", "[CustomMetadata]"),
+    ),
+    "TensorMetadata": (
+        ("name", "string"),
+        ("description", "string"),
+        ("dimension_names", "[string]"),
+        ("content", "Content"),
+        ("process_units", "[ProcessUnit]"),
+        ("stats", "Stats"),
+        ("associated_files", "[AssociatedFile]"),
+    ),
+    "AssociatedFile": (
+        ("name", "string"),
+        ("description", "string"),
+        ("type", "byte"),
+        ("locale", "string"),
+        ("version", "string"),
+    ),
+    "Content": (("content_properties", _CONTENT), ("range", "ValueRange")),
+    "ValueRange": (("min", "int"), ("max", "int")),
+    "FeatureProperties": (),
+    "ImageProperties": (("color_space", "byte"), ("default_size", "ImageSize")),
+    "ImageSize": (("width", "uint"), ("height", "uint")),
+    "BoundingBoxProperties": (("index", "[uint]"), ("type", "byte"), ("coordinate_type", "byte")),
+    "AudioProperties": (("sample_rate", "uint"), ("channels", "uint")),
+    "ProcessUnit": (("options", _UNIT_OPTIONS),),
+    "NormalizationOptions": (("mean", "[float]"), ("std", "[float]")),
+    "ScoreCalibrationOptions": (("score_transformation", "byte"), ("default_score", "float")),
+    "ScoreThresholdingOptions": (("global_score_threshold", "float"),),
+    "BertTokenizerOptions": (("vocab_file", "[AssociatedFile]"),),
+    "SentencePieceTokenizerOptions": (
+        ("sentencePiece_model", "[AssociatedFile]"),
+        ("vocab_file", "[AssociatedFile]"),
+    ),
+    "RegexTokenizerOptions": (("delim_regex_pattern", "string"), ("vocab_file", "[AssociatedFile]")),
+    "Stats": (("max", "[float]"), ("min", "[float]")),
+    "TensorGroup": (("name", "string"), ("tensor_names", "[string]")),
+    "CustomMetadata": (("name", "string"), ("data", "[ubyte]")),
+}
+
+#: `AssociatedFileType` and `ColorSpaceType` of the schema.
+TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS = 2, 3
+RGB, GRAYSCALE = 1, 2
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Metadata of a .tflite file.
+
+    Attributes:
+        about: the `ModelMetadata` table as a dict; empty for a file without.
+        files: the associated files by name, such as `{"labels.txt": b"..."}`.
+    """
+
+    about: dict
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def _tensors(self, side: str) -> list[dict]:
+        """`TensorMetadata` of the "input" or "output" side, of all graphs."""
+        subgraphs = self.about.get("subgraph_metadata", [])
+        return [tensor for subgraph in subgraphs for tensor in subgraph.get(f"{side}_tensor_metadata", [])]
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The labels of the first output that has a file of them, in the order of its values; None without one."""
+        for tensor in self._tensors("output"):
+            for file in tensor.get("associated_files", []):
+                if file.get("type") in (TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS) and file.get("name") in self.files:
+                    return self.files[file["name"]].decode().splitlines()
+        return None
+
+    @property
+    def missing(self) -> list[str]:
+        """Label files that the table names and the file does not hold: its end was cut off, or lost in editing."""
+        named = [file.get("name", "") for t in self._tensors("output") for file in t.get("associated_files", [])]
+        return [name for name in named if name not in self.files]
+
+    @property
+    def normalization(self) -> tuple[float | tuple[float, ...], float | tuple[float, ...]] | None:
+        """(mean, std) of the first input: it takes `(pixel - mean) / std`; None where the table does not say.
+
+        Both are one number, or one for each channel where they differ.
+
+        Raises:
+            ValueError: one is missing, or a std is not above 0.
+        """
+        for unit in (unit for tensor in self._tensors("input")[:1] for unit in tensor.get("process_units", [])):
+            kind, options = unit.get("options", (None, {}))
+            if kind != "NormalizationOptions":
+                continue
+            mean, std = (tuple(options.get(name) or ()) for name in ("mean", "std"))
+            if not mean or not std or min(std) <= 0:
+                raise ValueError(
+                    f"The metadata's normalisation has mean {list(mean)} and std {list(std)}: expected numbers for both, std "
+                    "above 0. Write the metadata anew."
+                )
+            return tuple(values[0] if len(set(values)) == 1 else values for values in (mean, std))
+        return None
+
+    def packed(self) -> bytes:
+        """The table as the file's buffer holds it."""
+        return pack_table(SCHEMA, "ModelMetadata", self.about, _IDENTIFIER)
+
+
+def unpack_metadata(table: bytes | None, files: dict[str, bytes], source: str) -> Metadata:
+    """Metadata of the buffer's bytes (None for a file without) and the associated files.
+
+    Raises:
+        ValueError: the table is damaged; `source` names the file in the message.
+    """
+    if table is None:
+        return Metadata({}, files)
+    try:
+        return Metadata(unpack_table(SCHEMA, "ModelMetadata", table, _IDENTIFIER), files)
+    except ValueError as error:
+        raise ValueError(f"{source}: its metadata cannot be read. {error}") from error
+
+
+def metadata_of(content: bytes, source: str) -> Metadata:
+    """Metadata of a valid file's bytes; the rest of the file is not parsed.
+
+    Raises:
+        ValueError: the table is damaged; `source` names the file in the message.
+    """
+    model, table = schema.Model.GetRootAs(content), None
+    for entry in (model.Metadata(i) for i in range(model.MetadataLength())):
+        if entry.Name() == BUFFER:
+            table = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+            break
+    return unpack_metadata(table, associated_files(content), source)
+
+
+def labels_in_file(content: bytes) -> tuple[str, ...] | None:
+    """The labels in a .tflite file's bytes; None without any.
+
+    They are in the associated file that the metadata names for an output; where it names none, in the first one that ends
+    in .txt. It takes less than a millisecond.
+    """
+    texts = {name: text for name, text in associated_files(content).items() if name.endswith(".txt")}
+    if not texts:
+        return None
+    try:
+        labels = metadata_of(content, "the file").labels
+        return tuple(next(iter(texts.values())).decode().splitlines() if labels is None else labels)
+    except UnicodeDecodeError:
+        return None
+
+
+def associated_files(content: bytes) -> dict[str, bytes]:
+    """The files appended to a model, by name; none for a model without."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {info.filename: archive.read(info) for info in archive.infolist() if info.file_size < 1 << 24}
+    except zipfile.BadZipFile:
+        return {}
+
+
+def append_files(model: bytes, files: dict[str, bytes]) -> bytes:
+    """A model with files appended as a zip archive, stored uncompressed, so that Android can map them into memory."""
+    out = io.BytesIO(model)
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+    return out.getvalue()
