@@ -312,7 +312,7 @@ def test_googles_quantised_file_runs_too(testdata):
 
 def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
     """The labels lie at the end: without them every answer would be another name."""
-    from test_cli import mnv2
+    from command_line import mnv2
 
     from mnv2_keras.export.metadata import classifier_metadata
     from mnv2_keras.tflite import add_metadata

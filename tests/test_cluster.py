@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow
 import pytest
+from command_line import mnv2
 from pyarrow import parquet
-from test_cli import mnv2
 
 from mnv2_keras.bundled import bundled_file
 from mnv2_keras.images import ImageError, read_image

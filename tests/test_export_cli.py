@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import mnv2
 from PIL import Image
-from test_cli import mnv2
 from typer.testing import CliRunner
 
 from mnv2_keras.cli.main import command_line

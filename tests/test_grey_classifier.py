@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from command_line import mnv2
 from PIL import Image
-from test_cli import mnv2
 
 from mnv2_keras.bundled import bundled_file, sample_digits
 from mnv2_keras.images import read_image

@@ -162,6 +162,6 @@ def show_broken(broken: dict[str, str], most: int = 20) -> None:
     if broken:
         err.print(f"{len(broken)} images could not be read and were left out:", style="yellow")
         for path, reason in list(broken.items())[:most]:
-            err.print(f"  {reason if path in reason else f'{path}: {reason}'}", highlight=False)
+            err.print(f"  {reason if path in reason else f'{path}: {reason}'}", highlight=False, soft_wrap=True)
         if len(broken) > most:
             err.print(f"  and {len(broken) - most} more")

@@ -132,6 +132,8 @@ def _convert_job(folder: Path) -> None:
     """Convert what lies in the folder, and leave the file there."""
     import keras
 
+    import mnv2_keras.layers  # noqa: F401 - Keras then knows the layers that the file may hold
+
     job = json.loads(Path(folder, "job.json").read_text())
     model = keras.saving.load_model(Path(folder, "model.keras"), compile=False)
     photos = Path(folder, "calibration.npy")

@@ -5,27 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from command_line import mnv2, run
 
 from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cli import main
 
 COMMANDS = tuple(main.COMMANDS)
-
-
-def run(monkeypatch, *arguments):
-    """Run `mnv2` in this process."""
-    monkeypatch.setattr("mnv2_keras.cli.console.out.width", 200, raising=False)
-    return CliRunner().invoke(main.command_line(), [str(each) for each in arguments])
-
-
-def mnv2(capsys, monkeypatch, *arguments):
-    """Run `mnv2` as its entry point does."""
-    monkeypatch.setattr(sys, "argv", ["mnv2", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        main.main()
-    captured = capsys.readouterr()
-    return exit_.value.code or 0, captured.out, captured.err
 
 
 def test_help_and_list_import_no_tensorflow():
