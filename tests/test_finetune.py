@@ -1,6 +1,7 @@
 """A head on stored features, blocks unfrozen by name, and a folder of photos to a model for the phone."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -221,6 +222,19 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
             np.testing.assert_array_equal(a, b)
     assert not np.array_equal(start.get_layer("Conv_1").kernel, result.model.get_layer("Conv_1").kernel)
     np.testing.assert_array_equal(start.get_layer("Conv").kernel, result.model.get_layer("Conv").kernel)
+
+
+def test_without_matplotlib_the_report_is_written_and_the_figure_left_out(
+    stripes_folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    make(9).save(tmp_path / "weights.keras")
+    probe = LINEAR_PROBE.changed(epochs=2)
+    finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", first=None, probe=probe)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"model.keras", "model.tflite", "labels.txt", "report.json"}
+    (record,) = (record for record in caplog.records if "matplotlib" in record.message)
+    assert "confusion.png is left out. To get it: pip install matplotlib" in record.message
 
 
 def test_an_unknown_block_is_told_at_once(stripes_folder, tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def train(
         from mnv2_keras.data.detection import detection_batches
         from mnv2_keras.evaluation.detection import evaluate_detector
         from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
-        from mnv2_keras.training.curves import plot_training
+        from mnv2_keras.training.curves import can_draw, plot_training
         from mnv2_keras.training.detection import RECIPES, train_detector
         from mnv2_keras.training.detection_augmentation import augmentation
         from mnv2_keras.weights import save_model
@@ -121,6 +121,7 @@ def train(
         wanted = {"alpha": alpha, "side": side, "steps": steps, "batch": batch, "learning_rate": learning_rate}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         followed = dataclasses.replace(RECIPES[recipe], **wanted)
+        draws = can_draw(output / "training.png")
         size = (followed.side, followed.side)
         data = read_data(annotations, images, tfds, split, shapes, side=followed.side)
         keras.utils.set_random_seed(seed)
@@ -170,11 +171,9 @@ def train(
         show_broken(dict(broken))
     path = save_model(model, output / "detector.keras")
     write_text(output / "labels.txt", "".join(f"{label or 'unused'}\n" for label in data.labels))
-    curve = plot_training(rows, output / "training.png")
+    curve = f", {plot_training(rows, output / 'training.png')}" if draws else ""
     ending = f", AP50 {rows[-1]['AP50']:.3f} on {len(held_out.examples)} held-out images" if held_out else ""
-    out.print(
-        f"{followed.steps} steps in {rows[-1]['seconds']:.0f} s{ending}; written: {path}, {curve}", highlight=False
-    )
+    out.print(f"{followed.steps} steps in {rows[-1]['seconds']:.0f} s{ending}; written: {path}{curve}", highlight=False)
 
 
 def tell_left_out(reasons) -> None:

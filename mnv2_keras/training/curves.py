@@ -1,11 +1,26 @@
 """The training of a detector or segmenter drawn: the losses, and what held-out images say."""
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from mnv2_keras.export.report import save_plot
 
+log = logging.getLogger(__name__)
+
 _LOSSES = ("loss", "classification", "localization", "l2")
 _JUDGED = {"AP50": "mAP at IoU 0.5", "AP": "COCO AP", "mean_iou": "mean IoU"}
+
+
+def can_draw(path: str | Path) -> bool:
+    """Whether matplotlib is installed; if not, one warning says that the figure `path` is left out.
+
+    Ask before the work starts: a figure that a run adds to its results must not end the run.
+    """
+    if find_spec("matplotlib") is None:
+        log.warning("matplotlib is not installed: %s is left out. To get it: pip install matplotlib.", path)
+        return False
+    return True
 
 
 def plot_training(rows: list[dict], path: str | Path) -> Path:

@@ -22,6 +22,7 @@ from mnv2_keras.networks.backbone import ConvConfig
 from mnv2_keras.networks.classifier import classification
 from mnv2_keras.networks.endpoints import blocks, endpoints, freeze
 from mnv2_keras.training import loop
+from mnv2_keras.training.curves import can_draw
 from mnv2_keras.training.linear_probe import linear_probe
 from mnv2_keras.training.recipes import FINETUNE, LINEAR_PROBE, Recipe
 from mnv2_keras.weights import save_model
@@ -103,8 +104,8 @@ def finetune(
 ) -> Finetuned:
     """Train a classifier for the classes of a folder, from published weights: the head first, then the last blocks.
 
-    The folder receives `model.keras`, `model.tflite` (with labels), `labels.txt`, `confusion.png`, `report.json`, and the run of
-    the second stage in `blocks/`.
+    The folder receives `model.keras`, `model.tflite` (with labels), `labels.txt`, `report.json`, `confusion.png` (if matplotlib
+    is installed), and the run of the second stage in `blocks/`.
 
     Args:
         data: as in `read_splits`.
@@ -130,6 +131,7 @@ def finetune(
         raise ValueError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}.")
     if first:
         loop.check_folder(folder / "blocks", resume)
+    draws = can_draw(folder / "confusion.png")
     training, held_out = read_splits(data, recipe.held_out, recipe.seed)
     keras.utils.set_random_seed(recipe.seed)
     model = with_new_head(open_model(weights)[0], len(training.class_names), weight_decay=4e-5)
@@ -164,7 +166,6 @@ def finetune(
         calibration=calibration,
         compare=calibration is not None,
     )
-    plot_confusions(evaluation, folder / "confusion.png")
     broken = {**training.broken, **held_out.broken}
     report = {
         "weights": str(weights),
@@ -181,6 +182,8 @@ def finetune(
         "broken": len(broken),  # of all photos, not of those held out alone
     }
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    if draws:
+        plot_confusions(evaluation, folder / "confusion.png")
     return Finetuned(model, evaluation, report["probe_accuracy"], broken)
 
 
