@@ -1,12 +1,16 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer, make and git: `make demo` and `make test`.
+# On a machine with Python 3.11 or newer, make and git, `make demo` and `make test` set up everything they need.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Without a display and without TensorFlow's start-up chatter.
+# Plots need no display; TensorFlow's start-up messages are left out.
 export MPLBACKEND := Agg
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# One worker for each core, at most 4. A file's tests stay on one worker, so that they share its fixtures.
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+COVERAGE := --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95
 
 .PHONY: demo test test-slow test-backends test-ray lint notebooks bench clean
 
@@ -14,23 +18,23 @@ demo: $(STAMP)
 	$(BIN)/mnv2 demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=mnv2_keras --cov-report=term:skip-covered --cov-fail-under=95 -m "not slow and not backends and not ray"
+	$(PYTEST) $(WORKERS) $(COVERAGE) -m "not slow and not backends and not ray"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not backends and not ray"
+	$(PYTEST) $(WORKERS) -m "slow and not backends and not ray"
 
 test-backends: $(VENV)/.installed-backends
-	$(BIN)/python -m pytest -m backends
+	$(PYTEST) -m backends
 
 test-ray: $(VENV)/.installed-ray
-	$(BIN)/python -m pytest -m ray
+	$(PYTEST) -m ray
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 notebooks: $(STAMP)
-	$(BIN)/python -m pytest tests/test_notebooks.py
+	$(PYTEST) tests/test_notebooks.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/keras_applications.py

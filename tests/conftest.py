@@ -1,4 +1,4 @@
-"""What every test may ask for: the genuine data, and a cache of its own."""
+"""Fixtures of general use: the genuine data, a cache folder for each test, networks and files that tests share."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# A shared machine may stall for a second at any moment; that is no failure.
+# A shared machine may stall for a second at any moment. That is not a failure.
 hypothesis.settings.register_profile("mnv2", deadline=None)
 hypothesis.settings.load_profile("mnv2")
 
@@ -27,7 +27,7 @@ def testdata() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch) -> Path:
-    """No test reads or writes the user's cache or the network: `MNV2_HOME` is a fresh folder, no mirror is set."""
+    """No test reads or writes the user's cache or the network: `MNV2_HOME` is a new folder, no mirror is set."""
     home = tmp_path_factory.mktemp("mnv2_home")
     monkeypatch.setenv("MNV2_HOME", str(home))
     monkeypatch.delenv("MNV2_MIRROR", raising=False)
@@ -35,9 +35,54 @@ def own_cache(tmp_path_factory, monkeypatch) -> Path:
     return home
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all workers of this run share; whoever writes there must write atomically."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def shared_cache(shared_folder, monkeypatch) -> Path:
+    """`MNV2_HOME` is one folder for all tests that ask for this: weights are converted once for the whole run."""
+    monkeypatch.setenv("MNV2_HOME", str(shared_folder))
+    return shared_folder
+
+
+@pytest.fixture(scope="session")
+def archive(testdata) -> Path:
+    """The archive mobilenet_v2_1.0_224.tgz, with real ImageNet weights."""
+    return testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"
+
+
+@pytest.fixture(scope="session")
+def imagenet_model(archive):
+    """`archive` as a Keras model. Tests leave its weights as they are."""
+    from mnv2_keras import convert_checkpoint
+
+    return convert_checkpoint(archive)
+
+
+@pytest.fixture(scope="session")
+def imagenet_file(archive, shared_folder) -> Path:
+    """`archive` as a float32 .tflite, converted once for the whole run. Tests leave it as it is."""
+    from mnv2_keras.atomic import write_bytes
+    from mnv2_keras.inference.model_cache import litert_content
+
+    path = shared_folder / "imagenet.tflite"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNV2_HOME", str(shared_folder))
+        content = litert_content(archive, "float32", None)
+    if not path.exists():
+        write_bytes(path, content)
+    return path
+
+
 @pytest.fixture(scope="module")
 def network():
-    """A small network with the goldens' weights, and its checkpoint's arrays."""
+    """A small network with the weights of the goldens, and the arrays of its checkpoint."""
     from small_checkpoints import filled
 
     return filled()
@@ -45,7 +90,7 @@ def network():
 
 @pytest.fixture
 def prefix(network, tmp_path):
-    """The same as a checkpoint."""
+    """`network` as a checkpoint: the prefix of its files."""
     from mnv2_keras.convert.checkpoint import write_checkpoint
 
     return write_checkpoint(network[1], tmp_path / "mobilenet_v2_0.1_32.ckpt")
@@ -53,7 +98,7 @@ def prefix(network, tmp_path):
 
 @pytest.fixture
 def shapes_folder(tmp_path) -> Path:
-    """Three drawn pictures as photos and masks."""
+    """A folder with photos/ and masks/ of three drawn pictures."""
     from PIL import Image
 
     from mnv2_keras.data.segmentation_shapes import DrawnShapes
