@@ -53,7 +53,7 @@ def main() -> None:
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder, Classifier(arguments.weights) as classifier:
         paths = draw_photos(Path(folder), arguments.count)
-        engine = LitertEngine(litert_content(arguments.weights, "float32", None))
+        engine = LitertEngine(litert_content(arguments.weights))
         photos = [read_image(path) for path in paths[:40]]
         images = [preprocess_image(photo, classifier.size) for photo in photos]
         list(classifier.stream(paths[:8]))

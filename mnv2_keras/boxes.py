@@ -1,6 +1,7 @@
 """Boxes: the anchors of SSD, the code that moves them, overlaps, and suppression. Boxes are ymin, xmin, ymax, xmax.
 
-Everything but the anchors is TensorFlow, for batches, and runs in a graph as well as eagerly.
+Everything but the anchors is TensorFlow, for batches, and runs in a graph as well as eagerly. TensorFlow is imported by the
+functions, because `Detector` needs the anchors without it.
 
 Source: Object Detection API `multiple_grid_anchor_generator`, `faster_rcnn_box_coder`, `post_processing`.
 """
@@ -8,7 +9,6 @@ Source: Object Detection API `multiple_grid_anchor_generator`, `faster_rcnn_box_
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from mnv2_keras.architecture.detector import ANCHOR_SHAPES, FIRST_STRIDE
 
@@ -52,6 +52,8 @@ def ssd_anchors(input_shape) -> np.ndarray:
 
 def _centre_and_size(boxes):
     """(..., 4) corners to (..., 2) centres and (..., 2) sizes."""
+    import tensorflow as tf
+
     low, high = tf.split(boxes, 2, axis=-1)
     return low + (high - low) / 2, high - low
 
@@ -68,6 +70,8 @@ def encode_boxes(boxes, anchors):
     Returns:
         float32 (..., A, 4): ty, tx, th, tw.
     """
+    import tensorflow as tf
+
     boxes, anchors = tf.cast(boxes, tf.float32), tf.cast(anchors, tf.float32)
     (centre, size), (anchor_centre, anchor_size) = _centre_and_size(boxes), _centre_and_size(anchors)
     size, anchor_size = size + _EPSILON, anchor_size + _EPSILON
@@ -85,6 +89,8 @@ def decode_boxes(encodings, anchors):
     Returns:
         float32 (..., A, 4) corners, not clipped; the high ones are never below the low ones.
     """
+    import tensorflow as tf
+
     encodings, anchors = tf.cast(encodings, tf.float32), tf.cast(anchors, tf.float32)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     offset, log_size = tf.split(encodings, 2, axis=-1)
@@ -95,6 +101,8 @@ def decode_boxes(encodings, anchors):
 
 def area(boxes):
     """(..., 4) corners to (...)."""
+    import tensorflow as tf
+
     ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
     return (ymax - ymin) * (xmax - xmin)
 
@@ -111,6 +119,8 @@ def intersection_over_union(boxes, others):
     Returns:
         float32 (..., N, M), 0 to 1.
     """
+    import tensorflow as tf
+
     boxes, others = tf.cast(boxes, tf.float32)[..., :, None, :], tf.cast(others, tf.float32)[..., None, :, :]
     low, high = tf.maximum(boxes[..., :2], others[..., :2]), tf.minimum(boxes[..., 2:], others[..., 2:])
     common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)
@@ -119,12 +129,16 @@ def intersection_over_union(boxes, others):
 
 def clip_boxes(boxes, window):
     """Cut boxes (B, N, 4) at windows (B, 4)."""
+    import tensorflow as tf
+
     low, high = tf.split(window[:, None, :], 2, axis=-1)
     return tf.concat([tf.clip_by_value(corner, low, high) for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
 
 
 def change_frame(boxes, window):
     """Boxes (B, N, 4) as parts of windows (B, 4): the window's corners become 0, 0 and 1, 1."""
+    import tensorflow as tf
+
     low, high = tf.split(window[:, None, :], 2, axis=-1)
     size = high - low
     return tf.concat([(corner - low) / size for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
@@ -151,6 +165,8 @@ def suppress(boxes, scores, allowed, max_per_class: int, max_total: int, iou_thr
     Returns:
         `scores` float32, `classes` int32, `indices` (into N) int32, each (B, max_total), zero after the first `num` int32 (B,).
     """
+    import tensorflow as tf
+
     shape = tf.shape(scores)
     batch, classes, count = shape[0], shape[1], shape[2]
     flat = tf.reshape(scores, [batch, -1])

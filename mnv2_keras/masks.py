@@ -66,6 +66,13 @@ def pad_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return padded
 
 
+def pad_levels(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As `pad_photo`, for a network that takes the pixels themselves: uint8 (height, width, 3), padded with 128."""
+    padded = np.full((*size, 3), 128, np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """A mask of labels: uint8 (H, W), from an indexed or greyscale picture of at most 8 bits.
 

@@ -232,10 +232,12 @@ def test_the_detector_and_its_command(model, testdata, tmp_path):
     detector = Detector(model, labels=["circle", "square", "triangle"], score_threshold=0.0, max_detections=5)
     photo = testdata / "images" / "cat.bmp"
     result = detector.detect(photo)
-    assert len(result.found) == 5
-    assert [each.score for each in result.found] == sorted((each.score for each in result.found), reverse=True)
+    assert len(result.detections) == 5
+    assert [each.score for each in result.detections] == sorted(
+        (each.score for each in result.detections), reverse=True
+    )
     assert result.picture().size == result.photo.shape[1::-1]
-    assert result.as_dict()["detections"][0]["label"] == result.found[0].label
+    assert result.as_dict()["detections"][0]["label"] == result.detections[0].label
     with pytest.raises(ValueError, match="a photo is uint8"):
         detector.detect(np.zeros((5, 5)))
 
@@ -255,7 +257,7 @@ def test_the_detector_and_its_command(model, testdata, tmp_path):
     assert done.exit_code == 1, "one photo could not be used"
     (line,) = (tmp_path / "out" / "detections.jsonl").read_text().splitlines()
     found = json.loads(line)
-    assert [each["label"] for each in found["detections"]] == [each.label for each in result.found[:3]]
+    assert [each["label"] for each in found["detections"]] == [each.label for each in result.detections[:3]]
     assert (tmp_path / "out" / "cat_detections.png").is_file()
     assert json.loads(done.stdout.splitlines()[0]) == found
     assert runner.invoke(command_line(), ["detect", str(photo), *arguments]).exit_code == 0

@@ -1,4 +1,4 @@
-"""`mnv2 bench`: how fast some weights are on this machine."""
+"""`mnv2 bench`: measure how fast a classifier is on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Threads; may be repeated. 1 and all cores otherwise.")
+        list[int] | None, typer.Option(min=1, help="Threads; may be repeated. By default 1 and all cores.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each variant.")] = 50,
     cold: Annotated[bool, typer.Option(help="Measure cold starts and memory too.")] = True,
@@ -41,32 +41,30 @@ def bench(
     from mnv2_keras.inference import benchmark
     from mnv2_keras.inference.model_cache import path_of
 
-    if path_of(weights).suffix != ".tflite":  # Keras, and what is quantised for this purpose, need TensorFlow here
+    if path_of(weights).suffix != ".tflite":  # Keras needs TensorFlow in this process, and so does quantisation
         with working("importing TensorFlow"):
             pass
     if plot:
         check_plot(plot)
-    measured = benchmark.measure(
-        weights, variants or None, threads or None, rounds, cold, say=lambda each: err.print(each)
-    )
+    measured = benchmark.measure(weights, variants or None, threads or None, rounds, cold, on_message=err.print)
     if output:
         write_bytes(output, benchmark.to_csv(measured).encode())
     if plot:
         benchmark.plot(measured, plot)
     if as_json:
-        print_json([asdict(each) for each in measured])
+        print_json([asdict(measurement) for measurement in measured])
         return
     table = Table(
         "engine", "precision", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "cold start s", "memory MB"
     )
-    for each in measured:
+    for row in measured:
         table.add_row(
-            each.engine,
-            each.precision,
-            str(each.threads),
-            *(f"{value:.2f}" for value in (each.p50_ms, each.p90_ms, each.p99_ms)),
-            f"{each.images_per_second:.0f}",
-            "" if each.cold_start_s is None else f"{each.cold_start_s:.2f}",
-            "" if each.memory_mb is None else f"{each.memory_mb:.0f}",
+            row.engine,
+            row.precision,
+            str(row.threads),
+            *(f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
+            f"{row.images_per_second:.0f}",
+            "" if row.cold_start_s is None else f"{row.cold_start_s:.2f}",
+            "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
         )
     out.print(table)

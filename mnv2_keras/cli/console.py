@@ -55,6 +55,17 @@ def timed_message() -> Iterator[Callable[[str], None]]:
         yield on_message
 
 
+@contextlib.contextmanager
+def opening_weights(engine: str | None) -> Iterator[Callable[[str], None] | None]:
+    """The time in which a command opens weights: `on_message` for a conversion, or a spinner while Keras reads them.
+
+    Args:
+        engine: the inference engine; only "keras" needs TensorFlow in this process.
+    """
+    with working("opening the weights") if engine == "keras" else timed_message() as on_message:
+        yield on_message
+
+
 class progress_bar:
     """A progress bar on stderr for the length of a `with` block.
 

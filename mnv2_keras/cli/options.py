@@ -1,6 +1,7 @@
 """Options that several commands have, and how their values are read."""
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -56,6 +57,35 @@ def renamed_options(**renamed: str) -> Callable:
         return wrapper
 
     return decorate
+
+
+def grouped_options(command: Callable) -> Callable:
+    """A decorator for a command with parameters that are dataclasses: each field is an option of the command line.
+
+    The fields are annotated as parameters of a command are, and have default values.
+    """
+    parameters, groups = [], {}
+    for parameter in inspect.signature(command).parameters.values():
+        if dataclasses.is_dataclass(parameter.annotation):
+            fields = dataclasses.fields(parameter.annotation)
+            groups[parameter.name] = parameter.annotation, [field.name for field in fields]
+            parameters += [_keyword(field.name, field.type, field.default) for field in fields]
+        else:
+            parameters.append(_keyword(parameter.name, parameter.annotation, parameter.default))
+
+    @functools.wraps(command)
+    def wrapper(**values):
+        for name, (kind, fields) in groups.items():
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+        return command(**values)
+
+    wrapper.__signature__ = inspect.Signature(parameters)
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _keyword(name: str, annotation, default) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _flag(parameter: str) -> str:

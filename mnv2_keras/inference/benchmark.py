@@ -1,5 +1,6 @@
-"""How fast a classifier is on this machine: latency, throughput, memory and cold start of every engine and precision."""
+"""How fast a classifier is on this machine: latency, throughput, memory and cold start of each engine and precision."""
 
+import contextlib
 import csv
 import io
 import os
@@ -10,25 +11,31 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from mnv2_keras.checks import whole_number
+from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.model_cache import litert_content, path_of
 
-#: What is measured unless asked otherwise.
+#: What is measured by default.
 VARIANTS = ("litert float32", "litert float16", "litert int8", "keras float32")
 ALL_VARIANTS = (*VARIANTS, "litert dynamic", "openvino float32", "openvino int8")
 
-#: Calls before the clock counts: caches fill, kernels are chosen.
+#: Calls before the measurement, to fill caches and choose kernels.
 _WARM_UP = 3
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One engine, precision and number of threads. Times are milliseconds of `Classifier.predict` on a uint8 photo of the
-    network's size, preprocessing and top 5 included."""
+    """Figures of one engine, precision and number of threads.
+
+    Times are milliseconds of `Classifier.predict` on a uint8 photo of the network's size, preprocessing and top 5 included.
+    """
 
     engine: str
     precision: str
@@ -41,99 +48,114 @@ class Measurement:
     memory_mb: float | None  # the most that process held, in 10 ** 6 bytes
 
 
+@renamed_arguments(say="on_message")
 def measure(
     weights: str | os.PathLike,
     variants: Sequence[str] | None = None,
     threads: Sequence[int] | None = None,
     rounds: int = 50,
     cold: bool = True,
-    say: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
-    """Measure in interleaved rounds: every variant once, then again, so that a busy moment meets all of them.
+    """Measure in interleaved rounds: each variant once, then again, so that a busy moment slows all of them.
 
     Args:
-        weights: as `Classifier` takes them.
+        weights: as in `Classifier`.
         variants: "ENGINE PRECISION", any of `ALL_VARIANTS`; None for `VARIANTS`. An int8 file for this purpose is calibrated on
-            noise: as fast as another, of no other use. A .tflite has one precision, its own, in LiteRT and OpenVINO.
+            noise: as fast as another, but of no other use. A `.tflite` has one precision, its own, in LiteRT and OpenVINO.
         threads: numbers of threads; None for 1 and all cores.
         rounds: calls of each variant.
-        cold: whether to measure cold starts and memory too, in processes of their own.
-        say: called with a sentence before something that takes long.
+        cold: whether to measure cold starts and memory too, each in a process of its own.
+        on_message: called with a sentence before work that takes long.
 
     Raises:
-        ValueError: an unknown variant, or one that a .tflite does not have; fewer than 1 round or thread.
+        ValueError: an unknown variant, or one that a `.tflite` does not have; fewer than 1 round or thread.
     """
-    possible, usual = ALL_VARIANTS, VARIANTS
-    if path_of(weights).suffix == ".tflite":
-        own = precision_of(litert_content(weights, "float32", None))
-        possible, usual = (f"litert {own}", f"openvino {own}"), (f"litert {own}",)
-    variants = usual if variants is None else variants
-    if unknown := [each for each in variants if each not in possible]:
-        raise ValueError(f"variant {unknown[0]!r}: of {weights} expected any of {', '.join(possible)}.")
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}: measure at least 1.")
-    threads = sorted({1, os.cpu_count() or 1}) if threads is None else list(threads)
-    say = say or (lambda _: None)
-    measured = []
-    with tempfile.TemporaryDirectory(prefix="mnv2-bench-") as folder:
+    variants = _checked_variants(weights, variants)
+    whole_number("rounds", rounds)
+    threads = [whole_number("threads", count) for count in threads or sorted({1, os.cpu_count() or 1})]
+    on_message = on_message or (lambda _: None)
+    with tempfile.TemporaryDirectory(prefix="mnv2-bench-") as folder, contextlib.ExitStack() as stack:
         cases = []
         for variant in variants:
             engine, precision = variant.split()
-            file = prepared_file(weights, engine, precision, Path(folder), say)
+            file = prepared_file(weights, engine, precision, Path(folder), on_message)
             for count in [0] if engine == "keras" else threads:
-                cases.append((engine, precision, count, file, Classifier(file, engine, count or None)))
-        photo = np.random.default_rng(0).integers(0, 256, (*cases[0][4].size, 3), dtype=np.uint8)
-        say(f"Measuring {rounds} rounds.")
-        times = _interleaved([lambda c=case[4]: c.predict(photo) for case in cases], rounds)
-        for case, taken in zip(cases, times, strict=True):
-            engine, precision, count, file, classifier = case
-            speed = _throughput(classifier, photo, rounds)
-            start, memory = _cold_start(file, engine, count, Path(folder)) if cold else (None, None)
-            p50, p90, p99 = (float(np.percentile(taken, p)) * 1e3 for p in (50, 90, 99))
-            measured.append(
-                Measurement(engine, precision, count or os.cpu_count() or 1, p50, p90, p99, speed, start, memory)
-            )
-            classifier.close()
-    return measured
+                classifier = stack.enter_context(Classifier(file, engine, count or None))
+                cases.append(_Case(engine, precision, count, file, classifier))
+        photo = np.random.default_rng(0).integers(0, 256, (*cases[0].classifier.size, 3), dtype=np.uint8)
+        on_message(f"Measuring {rounds} rounds.")
+        times = _interleaved([partial(case.classifier.predict, photo) for case in cases], rounds)
+        return [_measured(case, taken, photo, cold, Path(folder)) for case, taken in zip(cases, times, strict=True)]
 
 
-def prepared_file(weights, engine: str, precision: str, folder: Path, say) -> str:
-    """A file to measure: the weights themselves for Keras, and where they are a .tflite."""
+class _Case(NamedTuple):
+    """What is measured; 0 threads are the backend's own."""
+
+    engine: str
+    precision: str
+    threads: int
+    file: str
+    classifier: Classifier
+
+
+def _checked_variants(weights, variants: Sequence[str] | None) -> Sequence[str]:
+    possible, usual = ALL_VARIANTS, VARIANTS
+    if path_of(weights).suffix == ".tflite":
+        own = precision_of(litert_content(weights))
+        possible, usual = (f"litert {own}", f"openvino {own}"), (f"litert {own}",)
+    variants = usual if variants is None else variants
+    if unknown := [variant for variant in variants if variant not in possible]:
+        raise ValueError(f"variant {unknown[0]!r}: of {weights} expected any of {', '.join(possible)}.")
+    return variants
+
+
+def _measured(case: _Case, taken: list[float], photo: np.ndarray, cold: bool, folder: Path) -> Measurement:
+    """The figures of a case whose calls took `taken` seconds."""
+    speed = _throughput(case.classifier, photo, len(taken))
+    start, memory = _cold_start(case, folder) if cold else (None, None)
+    p50, p90, p99 = (float(np.percentile(taken, p)) * 1e3 for p in (50, 90, 99))
+    threads = case.threads or os.cpu_count() or 1
+    return Measurement(case.engine, case.precision, threads, p50, p90, p99, speed, start, memory)
+
+
+def prepared_file(weights, engine: str, precision: str, folder: Path, on_message) -> str:
+    """A file to measure; the weights themselves for Keras, and if they are a `.tflite`."""
     if engine == "keras":
         return str(weights)
     if (path := path_of(weights)).suffix == ".tflite":
         return str(path)
     file = folder / f"{precision}.tflite"
     if not file.exists():
-        content = litert_content(weights, "float32" if precision == "int8" else precision, None, say)
+        content = litert_content(weights, "float32" if precision == "int8" else precision, None, on_message)
         if precision == "int8":
             from mnv2_keras.export.calibration import seeded_images
             from mnv2_keras.export.quantization import quantize_int8
             from mnv2_keras.export.statistics import collect
             from mnv2_keras.inference.engines import LitertEngine
 
-            images = seeded_images(LitertEngine(content, 1).input_shape, (-1.0, 1.0))
+            images = seeded_images(LitertEngine(content, 1).input.shape, (-1.0, 1.0))
             content = quantize_int8(content, collect(content, images).ranges())
         file.write_bytes(content)
     return str(file)
 
 
 def precision_of(content: bytes) -> str:
-    """What a .tflite computes in, as `export_litert` calls it."""
+    """The precision of a `.tflite` file, as `export_litert` names it."""
     from mnv2_keras.tflite import TfliteFile
 
     file = TfliteFile(content)
-    computed = {file.dtype(int(each.outputs[0])).name for each in file.graph.operators}
+    computed = {file.dtype(int(operator.outputs[0])).name for operator in file.graph.operators}
     if computed & {"int8", "uint8"}:
         return "int8"
     if "int16" in computed:
         return "int16x8"
-    kept = {file.dtype(i).name for i in range(len(file.graph.tensors))}
-    return "dynamic" if "int8" in kept else "float16" if "float16" in kept else "float32"
+    stored = {file.dtype(i).name for i in range(len(file.graph.tensors))}
+    return "dynamic" if "int8" in stored else "float16" if "float16" in stored else "float32"
 
 
 def _interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
-    """Seconds of every call, the calls taking turns."""
+    """Seconds of each call of each function; the functions take turns."""
     for call in calls:
         for _ in range(_WARM_UP):
             call()
@@ -168,7 +190,7 @@ else:
 """
 
 
-def _cold_start(file: str, engine: str, threads: int, folder: Path) -> tuple[float, float]:
+def _cold_start(case: _Case, folder: Path) -> tuple[float, float]:
     """(seconds, 10 ** 6 bytes): the median of three processes, the largest memory."""
     from PIL import Image
 
@@ -178,7 +200,7 @@ def _cold_start(file: str, engine: str, threads: int, folder: Path) -> tuple[flo
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", _COLD, file, engine, str(threads), str(photo)],
+            [sys.executable, "-c", _COLD, case.file, case.engine, str(case.threads), str(photo)],
             capture_output=True,
             text=True,
             check=True,
@@ -191,14 +213,14 @@ def _cold_start(file: str, engine: str, threads: int, folder: Path) -> tuple[flo
 def to_csv(measured: Sequence[Measurement]) -> str:
     """A row for each measurement, under the names of its fields."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [each.name for each in fields(Measurement)], lineterminator="\n")
+    writer = csv.DictWriter(out, [field.name for field in fields(Measurement)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(each) for each in measured)
+    writer.writerows(asdict(measurement) for measurement in measured)
     return out.getvalue()
 
 
 def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
-    """Draw the median latencies, with p90, as bars into a .png or .svg file, all of it or nothing."""
+    """Draw the median latencies, with p90, as bars into a .png or .svg file, atomically."""
     from mnv2_keras.export.report import check_plot, save_plot
 
     check_plot(path)
@@ -210,9 +232,9 @@ def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
     axes = figure.add_subplot()
     rows = list(reversed(measured))
     axes.barh(
-        [f"{each.engine} {each.precision}, {each.threads} threads" for each in rows],
-        [each.p50_ms for each in rows],
-        xerr=[[0] * len(rows), [each.p90_ms - each.p50_ms for each in rows]],
+        [f"{row.engine} {row.precision}, {row.threads} threads" for row in rows],
+        [row.p50_ms for row in rows],
+        xerr=[[0] * len(rows), [row.p90_ms - row.p50_ms for row in rows]],
     )
-    axes.set_xlabel("milliseconds a photo: median, and up to p90")
+    axes.set_xlabel("milliseconds for each photo: median, and up to p90")
     return save_plot(figure, path)

@@ -1,8 +1,8 @@
-"""Millions of photos on many machines: Ray Data runs the same `Classifier`, and what is finished stays finished.
+"""Millions of photos on many machines: Ray Data runs the same `Classifier`, and finished parts are never lost.
 
 The photos are cut into parts. A part goes to an actor and comes back as a Parquet file, which is written at once; when all are
-there they become one file. So a killed worker costs the part it had in hand, which Ray gives to another one, and a killed
-driver costs nothing that was written.
+there they become one file. A killed worker costs the part it was computing, which Ray gives to another one; a killed driver costs
+nothing that was written.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,10 @@ from urllib.parse import quote
 
 from mnv2_keras import __version__
 from mnv2_keras.atomic import replacing, write_bytes
+from mnv2_keras.checks import whole_number
+from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import IMAGE_SUFFIXES, ImageError, find_images
-from mnv2_keras.inference.classifier import Classification, Classifier, known_labels
-from mnv2_keras.inference.model_cache import litert_content
+from mnv2_keras.inference.classifier import Classification, Classifier
 from mnv2_keras.inference.results import rows_of, schema, write_parquet
 
 #: Bytes of Ray's shared memory where it is started here: a part's results are small.
@@ -31,37 +32,43 @@ OBJECT_STORE = 256 * 2**20
 
 
 class ClusterRun(NamedTuple):
-    """What a run on a cluster did."""
+    """Summary of a run on a cluster.
+
+    Attributes:
+        images: number of photos.
+        broken: photo that could not be read to the reason.
+        parts: number of parts.
+        resumed: parts that an earlier run had finished.
+    """
 
     images: int
-    broken: dict[str, str]  # photos that could not be read, and why
+    broken: dict[str, str]
     parts: int
-    resumed: int  # parts that an earlier run had finished
+    resumed: int
 
 
 class _Photo(NamedTuple):
     """A photo, and what tells whether it is still the same."""
 
-    name: str  # as it stands in the results
+    name: str  # in the results
     root: str  # the URI it was found under; "" for a local file
     path: str  # within the root's file system
     size: int
     changed: int  # nanoseconds
 
 
+@renamed_arguments(say="on_message")
 def predict_on_cluster(
     images,
     output: str | os.PathLike,
     weights="mobilenet_v2_1.0_224",
     *,
     top: int = 5,
-    precision: str = "float32",
-    resolution: int | None = None,
-    labels: Sequence[str] | None = None,
     workers: int | None = None,
     part: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+    **options,
 ) -> ClusterRun:
     """Classify photos with Ray Data, on this machine or on a cluster, into one Parquet file.
 
@@ -70,21 +77,22 @@ def predict_on_cluster(
 
     Finished parts lie in `<output>.parts` until the file is written. The same call after a kill goes on from them; with other
     photos, weights or options it refuses to. Ray starts on this machine, or joins the cluster that `RAY_ADDRESS` names, whose
-    machines need this package and have to see the photos.
+    machines need this package and access to the photos.
 
     Args:
         images: a path or URI (`s3://bucket/folder`, `gs://`, `hdfs://`, `file://`: what pyarrow opens) of a photo or a folder,
             or several.
         output: the Parquet file.
-        weights, precision, resolution, labels: as in `Classifier`; its engine is LiteRT, on one thread of each worker.
+        weights: as in `Classifier`; its engine is LiteRT, on one thread of each worker.
         top: how many classes to name.
         workers: actors, of one processor each; None for all processors of the cluster.
         part: photos in a part; None for a 64th of them, but from 16 to 1024.
-        progress: called with photos done and photos in all, after each part.
-        say: called with a sentence before something that takes long.
+        progress: called with photos done and photos in total, after each part.
+        on_message: called with a sentence before work that takes long.
+        options: `precision`, `resolution` and `labels` of `Classifier`.
 
     Returns:
-        What was done, and which photos were left out.
+        The summary of the run, with the photos that were left out.
 
     Raises:
         FileNotFoundError: there are no such photos or weights.
@@ -95,30 +103,23 @@ def predict_on_cluster(
     if output.suffix != ".parquet":
         raise ValueError(f"{output}: a cluster writes Parquet; choose a name that ends in .parquet.")
     for name, value in (("top", top), ("workers", workers), ("part", part)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
+        if value is not None:
+            whole_number(name, value)
     ray = _ray()
     photos = _find(images)
-    work = {
-        "content": litert_content(weights, precision, resolution, say),
-        "labels": None if labels is None else list(labels),
-        "top": top,
-        "folder": str(Path.cwd()),
-    }
-    checked = _Worker(**work).classifier  # what is wrong with the weights or the labels is told before anything starts
-    checked.close()
-    if labels is None:  # the workers have the converted file only, not what lies beside the weights
-        found = known_labels(weights, work["content"], len(checked.labels))
-        work["labels"] = found and list(found)
+    with Classifier(weights, threads=1, on_message=on_message, **options) as classifier:
+        # The workers have the converted file alone, not the labels beside the weights.
+        content, labels = classifier.content, list(classifier.labels)
+    work = {"content": content, "labels": labels, "top": top, "folder": str(Path.cwd())}
     size = part or min(max(len(photos) // 64, 16), 1024)
     parts = [photos[i : i + size] for i in range(0, len(photos), size)]
     folder = output.with_name(f"{output.name}.parts")
     files = [folder / f"{i:06d}.parquet" for i in range(len(parts))]
     _claim(folder, photos, size, work)
-    missing = {i: each for i, each in enumerate(parts) if not _readable(files[i])}
+    missing = {i: part for i, part in enumerate(parts) if not _readable(files[i])}
     done = len(photos) - sum(map(len, missing.values()))
     if missing:
-        with _connected(ray, workers), _in_a_sentence(ray, folder):
+        with _connected(ray, workers), _ray_errors_as_sentences(ray, folder):
             for i, content in _computed(ray, missing, workers, work):
                 write_bytes(files[i], content)
                 done += len(parts[i])
@@ -141,22 +142,22 @@ def _ray():
 
 
 def _find(images) -> list[_Photo]:
-    """Every photo of some paths and URIs, in their order; folders sorted, as `find_images` does."""
-    found = []
-    for each in [images] if isinstance(images, str | os.PathLike) else images:
-        if "://" in str(each):
-            found += _find_remote(str(each))
+    """All photos of paths and URIs, in their order; folders sorted, as `find_images` does."""
+    photos = []
+    for source in [images] if isinstance(images, str | os.PathLike) else images:
+        if "://" in str(source):
+            photos += _find_remote(str(source))
             continue
-        for path in find_images(each):
-            about = path.stat()
-            found.append(_Photo(str(path), "", "", about.st_size, about.st_mtime_ns))
-    if not found:
+        for path in find_images(source):
+            state = path.stat()
+            photos.append(_Photo(str(path), "", "", state.st_size, state.st_mtime_ns))
+    if not photos:
         raise ValueError("There are no photos: give at least one.")
-    return found
+    return photos
 
 
 def _find_remote(uri: str) -> list[_Photo]:
-    """The photos under a URI, named by URIs of their own."""
+    """The photos under a URI, each named by its own URI."""
     from pyarrow import fs
 
     files, base = _file_system(uri)
@@ -164,28 +165,25 @@ def _find_remote(uri: str) -> list[_Photo]:
         about = files.get_file_info(base)
         if about.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"There is no image or folder {uri}: check the address.")
-        inside = (
-            files.get_file_info(fs.FileSelector(base, recursive=True))
-            if about.type == fs.FileType.Directory
-            else [about]
-        )
+        is_folder = about.type == fs.FileType.Directory
+        entries = files.get_file_info(fs.FileSelector(base, recursive=True)) if is_folder else [about]
     except FileNotFoundError:
         raise
     except OSError as error:
         raise OSError(f"{uri} cannot be listed ({error}): check the address and your access to it.") from error
     address, _, query = uri.partition("?")
-    found = []
-    for each in inside:
-        below = each.path[len(base) :]
+    photos = []
+    for entry in entries:
+        below = entry.path[len(base) :]
         hidden = any(name.startswith(".") for name in below.split("/"))
-        if each.is_file and (not below or (Path(below).suffix.lower() in IMAGE_SUFFIXES and not hidden)):
+        if entry.is_file and (not below or (Path(below).suffix.lower() in IMAGE_SUFFIXES and not hidden)):
             name = address.rstrip("/") + quote(below) + (query and f"?{query}")
-            found.append(_Photo(name, uri, each.path, each.size, each.mtime_ns or 0))
-    if not found:
+            photos.append(_Photo(name, uri, entry.path, entry.size, entry.mtime_ns or 0))
+    if not photos:
         raise ImageError(
             f"The folder {uri} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} count."
         )
-    return sorted(found, key=lambda photo: photo.path)
+    return sorted(photos, key=lambda photo: photo.path)
 
 
 @lru_cache(maxsize=64)
@@ -203,7 +201,7 @@ def _file_system(uri: str):
 
 
 def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
-    """Make the folder of the parts, or see that it belongs to this very work.
+    """Create the folder of the parts, or check that it belongs to the same work.
 
     Raises:
         ValueError: its parts are those of other photos, weights or options.
@@ -221,20 +219,21 @@ def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
     }
     about = folder / "about.json"
     try:
-        known = json.loads(about.read_text())
+        earlier = json.loads(about.read_text())
     except FileNotFoundError:
         write_bytes(about, json.dumps(identity, indent=1).encode())
         return
     except ValueError:
-        known = {}
-    if differing := [name for name in identity if not isinstance(known, dict) or known.get(name) != identity[name]]:
+        earlier = {}
+    earlier = earlier if isinstance(earlier, dict) else {}
+    if differing := [name for name in identity if earlier.get(name) != identity[name]]:
         raise ValueError(
             f"{folder} holds parts of a run with other {', '.join(differing)}: choose another output, or delete that folder."
         )
 
 
 def _readable(path: Path) -> bool:
-    """Whether a part is there, and whole."""
+    """Whether a part exists and is complete."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -245,7 +244,7 @@ def _readable(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _connected(ray, workers: int | None) -> Iterator[None]:
-    """A connection to Ray: the caller's own, that of `RAY_ADDRESS`, or one to processes started here for the while."""
+    """A connection to Ray: the caller's own, that of `RAY_ADDRESS`, or one to processes that run until the block ends."""
     if ray.is_initialized():
         yield
         return
@@ -264,7 +263,7 @@ def _connected(ray, workers: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_a_sentence(ray, folder: Path) -> Iterator[None]:
+def _ray_errors_as_sentences(ray, folder: Path) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -282,8 +281,8 @@ def _computed(ray, missing: dict[int, list[_Photo]], workers: int | None, work: 
         {"part": i, "names": [p.name for p in part], "roots": [p.root for p in part], "paths": [p.path for p in part]}
         for i, part in missing.items()
     ]
-    # A block for each part: a task then is a part, and what it computed comes back as soon as it is done.
-    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    # One block for each part: a task is a part then, and its result comes back as soon as it is computed.
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
         fn_constructor_kwargs=work,
         batch_size=1,
@@ -291,15 +290,15 @@ def _computed(ray, missing: dict[int, list[_Photo]], workers: int | None, work: 
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=workers or max(1, int(ray.cluster_resources().get("CPU", 1)))),
     )
-    for row in data.iter_rows():
+    for row in dataset.iter_rows():
         yield row["part"], row["content"]
 
 
 class _Worker:
     """One actor: a `Classifier` on one thread."""
 
-    def __init__(self, content: bytes, labels: list[str] | None, top: int, folder: str):
-        with contextlib.suppress(OSError):  # names of photos may be relative to where the driver stands
+    def __init__(self, content: bytes, labels: list[str], top: int, folder: str):
+        with contextlib.suppress(OSError):  # names of photos may be relative to the driver's folder
             os.chdir(folder)
         with tempfile.TemporaryDirectory() as home:
             path = Path(home, "model.tflite")
@@ -308,7 +307,7 @@ class _Worker:
         self.top = top
 
     def __call__(self, batch):
-        """A table of parts to one of their numbers and Parquet files."""
+        """From a table of parts to a table of their numbers and Parquet files."""
         import pyarrow
 
         content = []
@@ -334,19 +333,19 @@ class _Worker:
                     unread[i] = error
                     yield b""
 
-        for i, (name, each) in enumerate(zip(row["names"], self.classifier.stream(sources(), self.top), strict=True)):
-            yield Classification(name, each.predictions, unread.get(i, each.error))
+        for i, (name, result) in enumerate(zip(row["names"], self.classifier.stream(sources(), self.top), strict=True)):
+            yield Classification(name, result.predictions, unread.get(i, result.error))
 
 
 def _join(files: list[Path], output: Path) -> dict[str, str]:
-    """Write the parts as one file, all of it or nothing; what was broken, and why."""
+    """Write the parts as one file, atomically. Returns broken photo to reason."""
     from pyarrow import compute, parquet
 
     broken: dict[str, str] = {}
     try:
         with replacing(output) as file, parquet.ParquetWriter(file, schema()) as writer:
-            for each in files:
-                table = parquet.read_table(each)
+            for part in files:
+                table = parquet.read_table(part)
                 writer.write_table(table)
                 for row in table.filter(compute.is_valid(table["error"])).to_pylist():
                     broken[row["photo"]] = row["error"]

@@ -1,50 +1,70 @@
-"""Photos to boxes: what is on them, and where."""
+"""Photos to boxes: which things are on a photo, and where."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mnv2_keras.images import read_image
-from mnv2_keras.inference.streaming import one_by_one
-from mnv2_keras.labels import coco_labels, labels_beside
+from mnv2_keras.boxes import ssd_anchors
+from mnv2_keras.deprecation import renamed_arguments, warn_renamed
+from mnv2_keras.detection import postprocess_arrays, preprocess_detection_image
+from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, Settings, default_engine, source_of
+from mnv2_keras.labels import coco_labels
 
-#: Colours of the classes, in turns; all of them bear black letters.
+#: Colours of the classes, in turn; black letters can be read on all of them.
 _COLOURS = ("#4dd0e1", "#ffb74d", "#aed581", "#f48fb1", "#fff176", "#b39ddb", "#ff8a65", "#90caf9")
 
 
 class Detection(NamedTuple):
-    """One thing on a photo."""
+    """One thing on a photo.
 
-    index: int  # class, 0-based: COCO's published id less 1
+    Attributes:
+        index: its class, 0-based: COCO's published id less 1.
+        label: the name of the class.
+        score: 0 to 1.
+        box: ymin, xmin, ymax, xmax as parts of the photo's height and width, 0 to 1.
+    """
+
+    index: int
     label: str
     score: float
-    box: tuple[float, float, float, float]  # ymin, xmin, ymax, xmax as parts of the photo's height and width
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What is on one photo, the likeliest first.
+    """The result of a `Detector` for one photo.
 
     Attributes:
         source: the photo's path, or None for an array.
-        photo: uint8 (H, W, 3).
-        found: the things.
+        photo: uint8 (H, W, 3); None where there is an error.
+        detections: the things on it, the best score first.
+        error: why the photo could not be used; None for a good one.
     """
 
     source: Path | None
-    photo: np.ndarray
-    found: tuple[Detection, ...]
+    photo: np.ndarray | None
+    detections: tuple[Detection, ...]
+    error: Exception | None = None
+
+    @property
+    def found(self) -> tuple[Detection, ...]:
+        """The old name of `detections`."""
+        warn_renamed("Detections.found", "Detections.detections")
+        return self.detections
 
     def as_dict(self) -> dict:
-        """As JSON holds it; boxes in pixels: x, y, width, height."""
+        """The result as JSON holds it; boxes in pixels: x, y, width, height."""
+        if self.error is not None:
+            return {"photo": str(self.source) if self.source else None, "error": str(self.error)}
         height, width = self.photo.shape[:2]
         rows = []
-        for index, label, score, (ymin, xmin, ymax, xmax) in self.found:
+        for index, label, score, (ymin, xmin, ymax, xmax) in self.detections:
             box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
             rows.append({"index": index, "label": label, "score": round(score, 4), "bbox": [round(v, 2) for v in box]})
         return {
@@ -55,12 +75,18 @@ class Detections:
         }
 
     def picture(self) -> Image.Image:
-        """The photo with a box, a label and a score around each thing."""
+        """The photo with a box, a label and a score around each thing.
+
+        Raises:
+            ValueError: the photo could not be used.
+        """
+        if self.error is not None:
+            raise ValueError(f"There is no picture of a photo that could not be used: {self.error}")
         image = Image.fromarray(self.photo).convert("RGB")
         drawn = ImageDraw.Draw(image)
         text = max(11, min(image.size) // 28)
         font = ImageFont.load_default(text)
-        for index, label, score, (ymin, xmin, ymax, xmax) in reversed(self.found):  # the likeliest on top
+        for index, label, score, (ymin, xmin, ymax, xmax) in reversed(self.detections):  # the best on top
             colour = _COLOURS[index % len(_COLOURS)]
             left, top, right, bottom = xmin * image.width, ymin * image.height, xmax * image.width, ymax * image.height
             drawn.rectangle([left, top, right, bottom], outline=colour, width=max(1, text // 6))
@@ -72,110 +98,95 @@ class Detections:
         return image
 
 
-class Detector:
-    """Finds things on photos. Safe to use from several threads.
+class Detector(PhotoPredictor):
+    """Finds things on photos. Safe to use from several threads; a context manager.
 
     The whole photo is resized to the network's input; its aspect ratio is not kept, as in the published detectors.
 
     Args:
-        weights: an archive, folder, checkpoint or registered name; a `.keras` file or a model.
-        labels: name of each class, or a file with one in each line. None takes the file `labels.txt` beside a `.keras` file, if it
-            has as many; COCO's for 90 or 80 classes; otherwise "class N".
-        score_threshold: things need a higher score.
-        max_detections: for each photo.
-        postprocessing: other arguments of `postprocess_detections`.
+        weights: an archive, folder, checkpoint, registered name, Keras file or Keras model; or a `.tflite` file that gives the
+            network's raw outputs, box encodings (1, A, 4) and logits (1, A, classes + 1).
+        engine: "litert", "openvino" or "keras", as in `Classifier`. None is "keras" for a Keras model, else "litert".
+        threads: of one photo; None for all cores. Keras has its own.
+        precision: as in `Classifier`.
+        labels: name of each class, or a file with one in each line. None takes a `.tflite`'s own, those in `labels.txt` beside a
+            `.keras` or `.tflite` file, if it has as many; COCO's for 90 or 80 classes; otherwise "class N".
+        score_threshold: things need a higher score, 0 to 1.
+        max_detections: most things of each photo.
+        on_message: called with a sentence before work that takes long; None prints it on standard error.
+        postprocessing: `iou_threshold`, `max_per_class` and `clip_window` of `postprocess_detections`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no detector, or one that takes pixels from 0 to 255; or an argument is out of its range.
+        FileNotFoundError: there are no such weights.
+        ValueError: they hold no detector, or one that takes pixels from 0 to 255; or an argument is out of its range.
     """
+
+    _TASK = "detection"
 
     def __init__(
         self,
         weights="ssdlite_mobilenet_v2_coco_2018_05_09",
+        engine: str | None = None,
+        threads: int | None = None,
         *,
+        precision: str = "float32",
         labels: Sequence[str] | str | os.PathLike | None = None,
         score_threshold: float = 0.3,
         max_detections: int = 100,
+        on_message=None,
         **postprocessing,
     ):
-        import keras
-        import tensorflow as tf
+        limits = {"score_threshold": score_threshold, "max_total": max_detections}
+        self._postprocess = partial(postprocess_arrays, **(limits | postprocessing))
+        self._postprocess(np.zeros((1, 1, 4)), np.zeros((1, 1, 2)), np.zeros((1, 4)))  # refuses wrong arguments now
+        engine = engine or default_engine(weights)
+        super().__init__(weights, Settings(engine, threads, precision, None, on_message), labels)
+        self._anchors = ssd_anchors(self.size)
 
-        from mnv2_keras.boxes import ssd_anchors
-        from mnv2_keras.conversion import open_model
-        from mnv2_keras.detection import postprocess_detections
-        from mnv2_keras.networks.endpoints import check_input
+    def _check_network(self, opened: OpenedWeights) -> None:
+        shapes = [output.shape for output in self._engine.outputs]
+        if [len(shape) for shape in shapes] != [2, 2] or not any(shape[1] == 4 for shape in shapes):
+            raise ValueError(
+                f"{opened.name} holds no detector for this: it gives {', '.join(map(str, shapes))}, expected box encodings (A, 4) "
+                "and logits (A, classes + 1), as export_litert writes them. A file that ends in boxes runs in MediaPipe."
+            )
+        self._order = (0, 1) if shapes[0][1] == 4 else (1, 0)
+        self.classes = shapes[self._order[1]][1] - 1
 
-        model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
-        outputs = ("box_encodings", "class_predictions_with_background")
-        found = getattr(model, "output", None)
-        if not isinstance(found, dict) or set(found) != set(outputs):
-            raise ValueError(f"{weights} holds no detector: its model does not put out {' and '.join(outputs)}.")
-        check_input(model)
-        if None in model.input_shape[1:]:
-            raise ValueError("the model takes images of any size: build it with the input_shape that it shall look at.")
-        self.size = tuple(model.input_shape[1:3])
-        self.classes = model.output[outputs[1]].shape[-1] - 1
-        self.labels = _labels(labels, weights, self.classes)
-        anchors = ssd_anchors(self.size)
-        options = {"score_threshold": score_threshold, "max_total": max_detections, **postprocessing}
-
-        @tf.function(input_signature=[tf.TensorSpec((1, *self.size, model.input_shape[3]), tf.float32)])
-        def run(batch):
-            found = model(batch, training=False)
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(found[name])) for name in outputs])
-            return postprocess_detections(*(found[name] for name in outputs), anchors, **options), finite
-
-        run.get_concrete_function()  # what is wrong with the options is said now
-        self._run = run
+    def _default_labels(self, classes: int) -> Sequence[str]:
+        names = coco_labels()
+        if classes == len(names):
+            return tuple(names.values())
+        return [(names if classes == 90 else {}).get(number, f"class {number}") for number in range(1, classes + 1)]
 
     def detect(self, photo) -> Detections:
-        """What is on one photo.
+        """The things on one photo.
 
         Args:
             photo: a path, or uint8 (H, W, 3), of any size.
 
         Raises:
-            FileNotFoundError, ImageError: the file is not there or no picture that can be read.
-            ValueError: an array of another shape or type; the network's outputs are NaN.
+            FileNotFoundError, ImageError: the file does not exist, or is no picture that can be read.
+            ValueError: an array of another shape or type; the network's outputs are NaN; closed.
         """
-        from mnv2_keras.detection import preprocess_detection_image
+        self._check_open()
+        return self._compute(photo)
 
-        source = Path(photo) if isinstance(photo, str | os.PathLike) else None
-        photo = read_image(photo) if source else np.asarray(photo)
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
-            raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
-        found, finite = self._run(preprocess_detection_image(photo, self.size)[None])
-        if not finite:
-            raise ValueError("the network's outputs are NaN or infinite: its weights come from a diverged training.")
-        boxes, scores, classes = (found[name][0].numpy().tolist() for name in ("boxes", "scores", "classes"))
-        rows = zip(classes, scores, boxes, strict=True)
-        things = [Detection(index, self.labels[index], score, tuple(box)) for index, score, box in rows]
-        return Detections(source, photo, tuple(things[: int(found["num"][0])]))
+    @renamed_arguments(skip_broken=("on_error", bool))
+    def stream(self, photos: Iterable, on_error: str | bool = "raise") -> Iterator[Detections]:
+        """The things on each photo. See `PhotoPredictor.stream`."""
+        return super().stream(photos, on_error)
 
-    def stream(self, photos: Iterable, skip_broken: bool = False) -> Iterator[Detections | ValueError | OSError]:
-        """What is on each photo, one after the other, in order.
+    def _compute(self, image, use_all_threads: bool = True) -> Detections:
+        photo = self._photo(image)
+        prepared = self._scaled(preprocess_detection_image(photo, self._size))
+        outputs = self._engine.run(prepared, self._order, use_all_threads)
+        for values in outputs:
+            self._check_finite(values)
+        boxes = self._postprocess(*(values[None] for values in outputs), self._anchors)
+        rows = zip(*(boxes[name][0].tolist() for name in ("classes", "scores", "boxes")), strict=True)
+        detections = [Detection(index, self.labels[index], score, tuple(box)) for index, score, box in rows]
+        return Detections(source_of(image), photo, tuple(detections[: int(boxes["num"][0])]))
 
-        Args:
-            photos: paths or arrays.
-            skip_broken: give the error in place of the result for a photo that cannot be used, and go on; otherwise raise.
-        """
-        return one_by_one(self.detect, photos, skip_broken)
-
-
-def _labels(labels, weights, classes: int) -> tuple[str, ...]:
-    if labels is None:
-        labels = labels_beside(weights, classes)
-    if isinstance(labels, str | os.PathLike):
-        labels = Path(labels).read_text("utf-8").splitlines()
-    if labels is not None:
-        if len(labels) != classes:
-            raise ValueError(f"{len(labels)} labels were given for {classes} classes: give one for each.")
-        return tuple(labels)
-    names = coco_labels()
-    if classes == 90:
-        return tuple(names.get(number, f"class {number}") for number in range(1, 91))
-    return (
-        tuple(names.values()) if classes == len(names) else tuple(f"class {number}" for number in range(1, classes + 1))
-    )
+    def _failed(self, image, error: Exception) -> Detections:
+        return Detections(source_of(image), None, (), error)

@@ -1,136 +1,193 @@
-"""Who does the arithmetic: LiteRT, OpenVINO or Keras, all behind `run(image) -> outputs`."""
+"""What runs a network: LiteRT, OpenVINO or Keras, all behind the protocol `Engine`."""
 
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 ENGINES = ("litert", "openvino", "keras")
 
 
-class End:
-    """How an input or output of a .tflite keeps its numbers.
+class TensorInfo:
+    """Shape and number format of one input or output of a network.
 
     Args:
-        details: what `Interpreter.get_input_details` or `get_output_details` says of it.
+        shape: without the batch axis.
+        dtype: NumPy's.
+        scale, zero_point: of a quantised tensor, `real = scale * (stored - zero_point)`; a scale of 0 stands for plain numbers.
     """
 
-    def __init__(self, details: dict):
-        self.index = details["index"]
-        self._dtype = np.dtype(details["dtype"])
-        self._scale, self._zero_point = details["quantization"]  # a scale of 0: plain numbers
+    def __init__(self, shape, dtype=np.float32, scale: float = 0.0, zero_point: int = 0):
+        self.shape = tuple(None if side is None else int(side) for side in shape)
+        self._dtype, self._scale, self._zero_point = np.dtype(dtype), scale, zero_point
         self.dtype = self._dtype.name
+
+    @classmethod
+    def of_litert(cls, details: dict) -> "TensorInfo":
+        """Of an element of `Interpreter.get_input_details` or `get_output_details`."""
+        return cls(details["shape"][1:], details["dtype"], *details["quantization"])
 
     @property
     def levels(self) -> tuple[float, float] | None:
-        """(mean, std) under which `stored` keeps pixels from 0 to 255 as they are, its least number black; None but for 8 bits."""
+        """(mean, std) with which `quantized` stores pixels from 0 to 255 unchanged, its least number being black.
+
+        None for other types than uint8 and int8.
+        """
         if self.dtype not in ("uint8", "int8"):
             return None
         return float(self._zero_point - np.iinfo(self._dtype).min), 1 / (self._scale or 1)
 
     @property
     def is_plain_integer(self) -> bool:
-        """Whether it holds integers that nothing gives a meaning."""
+        """Whether it holds integers without a scale that are no pixels: nothing says what they mean."""
         return self._dtype.kind != "f" and not self._scale and self.levels is None
 
-    def stored(self, values: np.ndarray) -> np.ndarray:
-        """float32 values as the file takes them."""
-        if self._dtype.kind == "f":
+    def quantized(self, values: np.ndarray) -> np.ndarray:
+        """float32 values as the tensor stores them; floats for a float tensor, and values of its own type, stay as they are."""
+        if self._dtype.kind == "f" or values.dtype == self._dtype:
             return values
         limits = np.iinfo(self._dtype)
         steps = np.rint(values * np.float32(1 / (self._scale or 1))) + np.float32(self._zero_point)
         return np.clip(steps, limits.min, limits.max, out=steps).astype(self._dtype)
 
-    def real(self, stored: np.ndarray) -> np.ndarray:
-        """What the file gives as float32 values."""
+    def dequantized(self, stored: np.ndarray) -> np.ndarray:
+        """What the tensor stores as float32 values; plain numbers stay as they are."""
         if not self._scale:
             return stored
         return (stored.astype(np.float32) - self._zero_point) * np.float32(self._scale)
 
 
-class LitertEngine:
-    """A .tflite in LiteRT. Each thread that runs at the same time gets an interpreter of its own.
-
-    Args:
-        content: the file.
-        threads: of one run; None for all cores.
+class Engine(Protocol):
+    """A network of one image input, ready to run. `run` may be called from several threads at the same time.
 
     Attributes:
-        input_shape: (H, W, C).
-        input: how the input is kept.
-        outputs: number of outputs.
-        output_shape: of the first output, its batch axis left out.
+        input: the input (H, W, C).
+        outputs: the outputs.
     """
 
-    def __init__(self, content: bytes, threads: int | None = None):
-        self._content = content
-        self._threads = threads or os.cpu_count() or 1
-        self._idle: dict[int, list] = {}
-        self._lock = threading.Lock()
-        first = self._open(self._threads)
-        self._give_back(first, self._threads)
-        details = first.get_input_details()[0]
-        self.input, self._ends = End(details), [End(each) for each in first.get_output_details()]
-        self.input_shape = tuple(int(side) for side in details["shape"][1:])
-        self.outputs = len(self._ends)
-        self.output_shape = tuple(int(side) for side in first.get_output_details()[0]["shape"][1:])
+    input: TensorInfo
+    outputs: list[TensorInfo]
 
-    def _open(self, threads: int):
-        from ai_edge_litert.interpreter import Interpreter
+    def run(
+        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
+    ) -> list[np.ndarray]:
+        """The network's outputs for one image, without the batch axis; quantised ones as float32.
 
-        interpreter = Interpreter(model_content=self._content, num_threads=threads)
-        interpreter.allocate_tensors()
-        return interpreter
+        Args:
+            image: float32 (H, W, C) in the network's values, or of the input's own type.
+            outputs: the indices of the outputs to return; None for all.
+            use_all_threads: False computes on one thread, for callers that run several images at the same time.
+        """
+
+    def run_batch(self, images: np.ndarray) -> np.ndarray:
+        """The first output for images (B, H, W, C), with the batch axis, on all cores."""
+
+    def close(self) -> None:
+        """Release memory and threads."""
+
+
+class _Pool:
+    """Interpreters that are borrowed by one thread at a time; as many exist as are in use at the same time."""
+
+    def __init__(self, make: Callable[[bool], object]):
+        self._make, self._lock = make, threading.Lock()
+        self._idle: dict[bool, list] = {True: [], False: []}
 
     @contextmanager
-    def _borrowed(self, threads: int) -> Iterator:
+    def borrowed(self, use_all_threads: bool) -> Iterator:
         with self._lock:
-            idle = self._idle.setdefault(threads, [])
+            idle = self._idle[use_all_threads]
             interpreter = idle.pop() if idle else None
-        interpreter = interpreter or self._open(threads)
+        interpreter = interpreter or self._make(use_all_threads)
         try:
             yield interpreter
         finally:
-            self._give_back(interpreter, threads)
+            with self._lock:
+                self._idle[use_all_threads].append(interpreter)
 
-    def _give_back(self, interpreter, threads: int) -> None:
+    def clear(self) -> None:
         with self._lock:
-            self._idle.setdefault(threads, []).append(interpreter)
+            self._idle = {True: [], False: []}
 
-    def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
-        """One output, float32 without the batch axis.
 
-        Args:
-            image: float32 (H, W, C) in the network's values.
-            output: which of the outputs.
-            alone: whether to use all threads; False uses one, for callers that run many at once.
-        """
-        with self._borrowed(self._threads if alone else 1) as interpreter:
-            # A copy less than `set_tensor` makes.
-            interpreter.tensor(self.input.index)()[0] = self.input.stored(image)
-            interpreter.invoke()
-            end = self._ends[output]
-            return end.real(interpreter.get_tensor(end.index)[0])
+class _FileEngine:
+    """What the engines of `.tflite` files share: each thread has an interpreter of its own."""
+
+    _workers: ThreadPoolExecutor | None = None
+
+    def run_batch(self, images: np.ndarray) -> np.ndarray:
+        """See `Engine`."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(os.cpu_count() or 1)
+        return np.stack(list(self._workers.map(lambda image: self.run(image, (0,), False)[0], images)))
 
     def close(self) -> None:
-        """Let go of the interpreters."""
-        with self._lock:
-            self._idle.clear()
+        """See `Engine`."""
+        if self._workers is not None:
+            self._workers.shutdown()
+        self._pool.clear()
 
 
-class OpenvinoEngine:
-    """The same .tflite in OpenVINO, which chooses its own arithmetic: bfloat16 where the processor has units for it.
+class LitertEngine(_FileEngine):
+    """A `.tflite` file in LiteRT. See `Engine`.
 
     Args:
-        content: the file.
-        threads: of one run, and of all that run at once; None for OpenVINO's choice.
+        content: the file's bytes.
+        threads: of one run; None for all cores.
+
+    Raises:
+        ValueError, RuntimeError: LiteRT's own, for a file it cannot run.
     """
 
-    #: OpenVINO's first look at NumPy waits for itself when two threads take it at once: one takes it, before there are others.
+    def __init__(self, content: bytes, threads: int | None = None):
+        self._content, self._threads = content, threads or os.cpu_count() or 1
+        self._pool = _Pool(self._open)
+        with self._pool.borrowed(True) as interpreter:
+            inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        if len(inputs) != 1:
+            raise ValueError(f"it has {len(inputs)} inputs, one image is expected")
+        self.input, self._place = TensorInfo.of_litert(inputs[0]), inputs[0]["index"]
+        self.outputs, self._places = [TensorInfo.of_litert(o) for o in outputs], [o["index"] for o in outputs]
+
+    def _open(self, use_all_threads: bool):
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=self._content, num_threads=self._threads if use_all_threads else 1)
+        interpreter.allocate_tensors()
+        return interpreter
+
+    def run(
+        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
+    ) -> list[np.ndarray]:
+        """See `Engine`."""
+        with self._pool.borrowed(use_all_threads) as interpreter:
+            # One copy less than `set_tensor` makes.
+            interpreter.tensor(self._place)()[0] = self.input.quantized(image)
+            interpreter.invoke()
+            return [
+                self.outputs[i].dequantized(interpreter.get_tensor(self._places[i])[0])
+                for i in (range(len(self.outputs)) if outputs is None else outputs)
+            ]
+
+
+class OpenvinoEngine(_FileEngine):
+    """The same `.tflite` file in OpenVINO, which computes in bfloat16 where the processor has units for it. See `Engine`.
+
+    Args:
+        content: the file's bytes.
+        threads: of all runs together; None for OpenVINO's choice.
+
+    Raises:
+        ValueError: OpenVINO is not installed, or cannot read the file.
+    """
+
+    #: OpenVINO blocks for ever when two threads use its NumPy conversion for the first time at once: one does it beforehand.
     _first = threading.Lock()
 
     def __init__(self, content: bytes, threads: int | None = None):
@@ -142,80 +199,89 @@ class OpenvinoEngine:
             ) from error
         with self._first:
             openvino.Type.f32.to_dtype()
-        core = openvino.Core()
+        self._core = openvino.Core()
         # Its TensorFlow Lite frontend reads files only.
         with tempfile.NamedTemporaryFile(suffix=".tflite", delete=False) as file:
             file.write(content)
         try:
-            model = core.read_model(file.name)
+            self._model = self._core.read_model(file.name)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot read this .tflite ({str(error).splitlines()[0]}).") from error
         finally:
             Path(file.name).unlink()
         from ai_edge_litert.interpreter import Interpreter
 
-        scheme = Interpreter(model_content=content)  # OpenVINO does not say what the numbers of an int8 file mean
-        self.input = End(scheme.get_input_details()[0])
-        self._ends = [End(each) for each in scheme.get_output_details()]
-        model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+        interpreter = Interpreter(model_content=content)  # OpenVINO does not give the scales of an int8 file
+        self.input = TensorInfo.of_litert(interpreter.get_input_details()[0])
+        self.outputs = [TensorInfo.of_litert(details) for details in interpreter.get_output_details()]
+        self._model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in self._model.inputs})
         self._settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
-        self._alone = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"} | self._settings)
-        self._model, self._core = model, core
-        self._together = None
+        self._compiled: dict[bool, object] = {}
+        self._compile(True)
         self._lock = threading.Lock()
-        self._idle: dict[bool, list] = {True: [], False: []}
-        self.input_shape = tuple(int(side) for side in self._alone.inputs[0].shape)[1:]
-        self.outputs = len(self._alone.outputs)
-        self.output_shape = tuple(int(side) for side in self._alone.outputs[0].shape)[1:]
+        self._pool = _Pool(self._open)
 
-    @contextmanager
-    def _borrowed(self, alone: bool) -> Iterator:
+    def _compile(self, use_all_threads: bool) -> None:
+        hint = {"PERFORMANCE_HINT": "LATENCY" if use_all_threads else "THROUGHPUT"}
+        self._compiled[use_all_threads] = self._core.compile_model(self._model, "CPU", hint | self._settings)
+
+    def _open(self, use_all_threads: bool):
         with self._lock:
-            if not alone and self._together is None:
-                settings = {"PERFORMANCE_HINT": "THROUGHPUT"} | self._settings
-                self._together = self._core.compile_model(self._model, "CPU", settings)
-            compiled = self._alone if alone else self._together
-            request = self._idle[alone].pop() if self._idle[alone] else compiled.create_infer_request()
-        try:
-            yield request
-        finally:
-            with self._lock:
-                self._idle[alone].append(request)
+            if use_all_threads not in self._compiled:
+                self._compile(use_all_threads)
+            return self._compiled[use_all_threads].create_infer_request()
 
-    def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
-        """As in `LitertEngine.run`."""
-        with self._borrowed(alone) as request:
-            request.infer({0: self.input.stored(image[None])}, share_inputs=True)
-            return self._ends[output].real(request.get_output_tensor(output).data[0].copy())
-
-    def close(self) -> None:
-        """Let go of the compiled model."""
-        with self._lock:
-            self._idle = {True: [], False: []}
+    def run(
+        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
+    ) -> list[np.ndarray]:
+        """See `Engine`."""
+        with self._pool.borrowed(use_all_threads) as request:
+            request.infer({0: self.input.quantized(image[None])}, share_inputs=True)
+            return [
+                self.outputs[i].dequantized(request.get_output_tensor(i).data[0].copy())
+                for i in (range(len(self.outputs)) if outputs is None else outputs)
+            ]
 
 
 class KerasEngine:
-    """The Keras model itself: slow and heavy, but any weights, any backend.
+    """A Keras model on Keras' own backend, which shares its threads. See `Engine`.
 
     Args:
-        model: a classifier.
+        model: of one image input and a list of outputs.
+        call: what computes the outputs of a batch in place of `model`, such as its average over several scales.
+        size: (height, width) for a model that takes any.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, call: Callable | None = None, size: tuple[int, int] | None = None):
         import keras
 
-        self._to_numpy = keras.ops.convert_to_numpy
-        pooled = [layer.output for layer in model.layers if layer.name == "global_pool"]
-        self._model = keras.Model(model.input, [model.output, *pooled])
-        self._lock = threading.Lock()
-        self.input_shape = tuple(model.input_shape[1:])
-        self.outputs = 1 + len(pooled)
-        self.output_shape = tuple(model.output_shape[1:])
+        call = call or (lambda batch: model(batch, training=False))
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
 
-    def run(self, image: np.ndarray, output: int = 0, alone: bool = True) -> np.ndarray:
-        """As in `LitertEngine.run`."""
+            call = tf.function(call, reduce_retracing=True)
+        self._call, self._to_numpy, self._lock = call, keras.ops.convert_to_numpy, threading.Lock()
+        height, width, channels = model.input_shape[1:]
+        shape = (size or (height, width)) + (channels,)
+        self.input = TensorInfo(shape)
+        shapes = model.compute_output_shape((1, *shape))
+        self.outputs = [
+            TensorInfo(each[1:], keras.backend.standardize_dtype(output.dtype))
+            for each, output in zip(shapes, model.outputs, strict=True)
+        ]
+
+    def run(
+        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
+    ) -> list[np.ndarray]:
+        """See `Engine`."""
         with self._lock:
-            return self._to_numpy(self._model(image[None], training=False)[output])[0]
+            values = self._call(image[None])
+            return [self._to_numpy(values[i])[0] for i in (range(len(values)) if outputs is None else outputs)]
+
+    def run_batch(self, images: np.ndarray) -> np.ndarray:
+        """See `Engine`."""
+        with self._lock:
+            return self._to_numpy(self._call(images)[0])
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """See `Engine`."""

@@ -1,4 +1,4 @@
-"""What a classifier said of many images, as files: JSON lines, CSV, Parquet."""
+"""The results of a classifier for many images as files: JSON lines, CSV, Parquet."""
 
 import csv
 import io
@@ -14,24 +14,24 @@ from mnv2_keras.inference.classifier import Classification
 
 #: Kinds of result files, by suffix.
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-#: Of CSV and Parquet: a row for each class of each photo, the best first, or one with the reason for a broken photo.
+#: Columns of CSV and Parquet: a row for each class of each photo, the best first, or one with the reason for a broken photo.
 COLUMNS = ("photo", "rank", "index", "label", "score", "error")
-#: Rows of a group in a Parquet file.
+#: Rows of each group in a Parquet file.
 _GROUP = 20_000
 
 
 def rows_of(results: Iterable[Classification]) -> Iterator[tuple]:
     """Results as rows of `COLUMNS`."""
-    for each in results:
-        photo = _unicode(each.source)
-        if each.error is not None:
-            yield photo, None, None, None, None, _unicode(each.error)
-        for i, found in enumerate(each.predictions, 1):
-            yield photo, i, *found, None
+    for result in results:
+        photo = _unicode(result.source)
+        if result.error is not None:
+            yield photo, None, None, None, None, _unicode(result.error)
+        for rank, prediction in enumerate(result.predictions, 1):
+            yield photo, rank, *prediction, None
 
 
 def _unicode(value) -> str:
-    r"""As text; what is none in a file's name, which may hold any bytes, as `\udce9`."""
+    r"""As text. A file's name may hold any bytes: those that are no UTF-8 become `\udce9`."""
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
@@ -56,7 +56,7 @@ def write_parquet(rows: Iterable[tuple], file: BinaryIO) -> None:
 
 
 def write_results(results: Iterable[Classification], path: Path) -> None:
-    """Results as JSON lines (a line a photo), CSV or Parquet (a row a class), written as they come: all of them or no file.
+    """Write results as JSON lines (one for each photo), CSV or Parquet (a row for each class), as they come; atomically.
 
     Raises:
         ValueError: as in `check_suffix`.
@@ -68,19 +68,19 @@ def write_results(results: Iterable[Classification], path: Path) -> None:
             return
         text = io.TextIOWrapper(file, "utf-8", newline="")
         if path.suffix == ".jsonl":
-            text.writelines(json.dumps(each.as_dict()) + "\n" for each in results)
+            text.writelines(json.dumps(result.as_dict()) + "\n" for result in results)
         else:
             csv.writer(text, lineterminator="\n").writerows(itertools.chain([COLUMNS], rows_of(results)))
         text.detach()
 
 
 def check_suffix(path: Path) -> None:
-    """Whether results can be written under this name, before the first photo is looked at.
+    """Refuse a name under which results cannot be written, before the first photo is read.
 
     Raises:
         ValueError: a suffix that is none of `SUFFIXES`; Parquet without pyarrow.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: results are written as {', '.join(SUFFIXES)}; choose a name that ends so.")
+        raise ValueError(f"{path}: results are written as {', '.join(SUFFIXES)}; choose such a name.")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ValueError(f"{path} needs pyarrow: pip install 'mnv2-keras[parquet]', or write .csv or .jsonl.")

@@ -1,21 +1,20 @@
-"""Photos to masks: what every pixel shows, at the photo's own size."""
+"""Photos to masks: the class of each pixel, at the photo's own size."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mnv2_keras.images import read_image
-from mnv2_keras.inference.engines import End
-from mnv2_keras.inference.streaming import one_by_one
+from mnv2_keras.deprecation import renamed_arguments
+from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, Settings, default_engine, source_of
 from mnv2_keras.labels import voc_labels
-from mnv2_keras.masks import fit_photo, pad_photo, voc_palette
+from mnv2_keras.masks import fit_photo, pad_levels, pad_photo, voc_palette
+from mnv2_keras.preprocessing import resize_bilinear_v1
 
-#: How DeepLab's model zoo evaluates with "MF": multi-scale and flipped.
+#: Scales of DeepLab's model zoo for results with "MF": multi-scale and flipped.
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 #: Labels are uint8.
 MOST_CLASSES = 256
@@ -23,37 +22,43 @@ MOST_CLASSES = 256
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a photo shows, pixel by pixel.
+    """The result of a `Segmenter` for one photo.
 
     Attributes:
         source: the photo's path, or None for an array.
-        photo: uint8 (H, W, 3).
-        labels: uint8 (H, W), the class of each pixel.
+        photo: uint8 (H, W, 3); None where there is an error.
+        labels: uint8 (H, W), the class of each pixel; None where there is an error.
         names: of the classes, by label.
+        error: why the photo could not be used; None for a good one.
     """
 
     source: Path | None
-    photo: np.ndarray
-    labels: np.ndarray
+    photo: np.ndarray | None
+    labels: np.ndarray | None
     names: Sequence[str]
+    error: Exception | None = None
 
     @property
     def areas(self) -> dict[str, float]:
-        """Share of the photo that each class present covers, the largest first; they add up to 1."""
+        """Share of the photo's pixels of each class on it, the largest first; they add up to 1."""
         return {self._name(label): share for label, share in self._shares()}
 
     def as_dict(self) -> dict:
         """Size and class areas, as JSON holds them."""
+        photo = {"photo": str(self.source) if self.source else None}
+        if self.error is not None:
+            return photo | {"error": str(self.error)}
         height, width = self.labels.shape
-        return {
-            "photo": str(self.source) if self.source else None,
-            "height": height,
-            "width": width,
-            "areas": self.areas,
-        }
+        return photo | {"height": height, "width": width, "areas": self.areas}
 
     def picture(self, opacity: float = 0.6) -> Image.Image:
-        """The photo, the mask in Pascal VOC's colours, and the mask over the photo, side by side above a legend."""
+        """The photo, the mask in Pascal VOC's colours, and the mask over the photo, side by side above a legend.
+
+        Raises:
+            ValueError: the photo could not be used.
+        """
+        if self.error is not None:
+            raise ValueError(f"There is no picture of a photo that could not be used: {self.error}")
         palette = voc_palette()
         photo, mask = Image.fromarray(self.photo), Image.fromarray(palette[self.labels])
         over = Image.composite(Image.blend(photo, mask, opacity), photo, Image.fromarray(self.labels > 0))
@@ -84,194 +89,129 @@ class Segmentation:
         )
 
 
-class Segmenter:
-    """Finds what every pixel of a photo shows. Safe to use from several threads.
+class Segmenter(PhotoPredictor):
+    """Finds the class of each pixel of a photo. Safe to use from several threads; a context manager.
 
     A photo that fits into the network's input is padded as DeepLab's exporter does; a larger one is shrunk first (its longest
-    side to the input's), and its labels are enlarged again. The labels have the photo's own size in any case.
+    side to the input's), and its labels are enlarged again. The labels always have the photo's own size.
 
     Args:
-        weights: an archive, folder, checkpoint or registered name; a `.keras` file or a model; or a `.tflite` file, which
-            LiteRT runs.
-        scales: sizes to look at the photo at, 1.0 being its own; the probabilities are averaged (`MULTI_SCALE` has the
-            model zoo's). Not with a `.tflite`.
+        weights: an archive, folder, checkpoint, registered name, Keras file or Keras model; or a `.tflite` file that gives logits
+            (1, h, w, classes) or labels (1, H, W).
+        engine: "litert", "openvino" or "keras", as in `Classifier`. None is "keras" for a Keras model and for several scales or
+            `flip`, which need it, else "litert".
+        threads: of one photo; None for all cores. Keras has its own.
+        precision: as in `Classifier`.
+        scales: sizes to look at the photo at, 1.0 is its own, each from 0.1 to 8; the probabilities are averaged (`MULTI_SCALE`
+            are the model zoo's).
         flip: whether to look at the mirrored photo too.
-        names: labels of the classes; Pascal VOC's for 21 classes, those in a `.tflite`'s metadata, otherwise "class N".
-        threads: of LiteRT; None for one for each core.
+        labels: name of each class, or a file with one in each line. None takes a `.tflite`'s own, those in `labels.txt` beside a
+            `.keras` or `.tflite` file, if it has as many; Pascal VOC's for 21 classes; otherwise "class N".
+        on_message: called with a sentence before work that takes long; None prints it on standard error.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no segmenter of at most 256 classes that takes -1 to 1, or an argument is out of its range.
+        FileNotFoundError: there are no such weights.
+        ValueError: they hold no segmenter of at most 256 classes that takes -1 to 1, or an argument is out of its range.
     """
 
+    _TASK = "segmentation"
+
+    @renamed_arguments(names="labels")
     def __init__(
         self,
         weights="deeplabv3_mnv2_pascal_train_aug_2018_01_29",
+        engine: str | None = None,
+        threads: int | None = None,
         *,
+        precision: str = "float32",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
-        names: Sequence[str] | None = None,
-        threads: int | None = None,
+        labels: Sequence[str] | str | os.PathLike | None = None,
+        on_message=None,
     ):
         scales = tuple(scales)
         if not scales or not all(isinstance(scale, int | float) and 0.1 <= scale <= 8 for scale in scales):
             raise ValueError(f"scales is {scales!r}: expected numbers from 0.1 to 8, such as (0.75, 1.0, 1.25).")
-        if isinstance(weights, str | os.PathLike) and Path(weights).suffix == ".tflite":
-            if scales != (1.0,) or flip:
+        average = None
+        if scales != (1.0,) or flip:
+            if Path(weights if isinstance(weights, str | os.PathLike) else "").suffix == ".tflite":
                 raise ValueError(f"{weights} has one size and no mirror: several scales and flip need a Keras model.")
-            self._network = _LiteRT(weights, threads)
-        else:
-            self._network = _Keras(weights, scales, flip)
-        self.size, self.classes = self._network.size, self._network.classes
-        self.names = tuple(names or self._network.names or _names(self.classes))
-        count = self.classes or len(self.names)
-        if count > MOST_CLASSES:
-            raise ValueError(f"{_called(weights)} has {count} classes: labels are uint8, so {MOST_CLASSES} at most.")
-        if self.classes and len(self.names) < self.classes:
-            raise ValueError(f"{len(self.names)} names were given for {self.classes} classes: give one for each.")
+            if engine not in (None, "keras"):
+                raise ValueError(f"engine {engine!r} has one size and no mirror: several scales and flip need 'keras'.")
+            engine = "keras"
 
-    def __enter__(self) -> "Segmenter":
-        return self
+            def average(model):
+                return MultiScale(model, scales, flip).outputs
 
-    def __exit__(self, *_) -> None:
-        self._network = None
+        engine = engine or default_engine(weights)
+        super().__init__(weights, Settings(engine, threads, precision, None, on_message), labels, average)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The same as `labels`."""
+        return self.labels
+
+    def _check_network(self, opened: OpenedWeights) -> None:
+        shape, output = self._engine.input.shape, self._engine.outputs[0].shape
+        if len(shape) != 3 or shape[2] != 3 or len(output) not in (2, 3):
+            raise ValueError(
+                f"{opened.name} is no segmenter: expected one photo (1, H, W, 3) in, logits or labels out."
+            )
+        self._logits = len(output) == 3
+        # Labels alone do not tell the number of classes; the small logits behind them do, where the file has them.
+        logits = [info.shape for info in self._engine.outputs if len(info.shape) == 3]
+        self.classes = logits[0][2] if logits else 0
+        if self.classes > MOST_CLASSES:
+            raise ValueError(f"{opened.name} has {self.classes} classes: labels are uint8, so {MOST_CLASSES} at most.")
+
+    def _default_labels(self, classes: int) -> Sequence[str]:
+        voc = voc_labels()
+        # Google's own files that give labels are of Pascal VOC.
+        return voc if classes in (0, len(voc)) else [f"class {i}" for i in range(classes)]
 
     def segment(self, photo) -> Segmentation:
-        """What one photo shows.
+        """The class of each pixel of one photo.
 
         Args:
             photo: a path, or uint8 (H, W, 3), of any size.
 
         Raises:
-            FileNotFoundError, ImageError: the file is not there or no picture that can be read.
-            ValueError: an array of another shape or type.
+            FileNotFoundError, ImageError: the file does not exist, or is no picture that can be read.
+            ValueError: an array of another shape or type; the network's outputs are NaN; closed.
         """
-        source = Path(photo) if isinstance(photo, str | os.PathLike) else None
-        photo = read_image(photo) if source else np.asarray(photo)
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
-            raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
-        if self._network is None:
-            raise ValueError("this Segmenter is closed: make another one.")
-        fitted = fit_photo(photo, self.size)
-        labels = self._network.labels(fitted)[: fitted.shape[0], : fitted.shape[1]]
+        self._check_open()
+        return self._compute(photo)
+
+    @renamed_arguments(skip_broken=("on_error", bool))
+    def stream(self, photos: Iterable, on_error: str | bool = "raise") -> Iterator[Segmentation]:
+        """The class of each pixel of each photo. See `PhotoPredictor.stream`."""
+        return super().stream(photos, on_error)
+
+    def _compute(self, image, use_all_threads: bool = True) -> Segmentation:
+        photo = self._photo(image)
+        fitted = fit_photo(photo, self._size)
+        levels = self._engine.input.dtype == "uint8"
+        prepared = pad_levels(fitted, self._size) if levels else self._scaled(pad_photo(fitted, self._size))
+        outputs = self._engine.run(prepared, None, use_all_threads)
+        for values in outputs:
+            if values.dtype.kind == "f":
+                self._check_finite(values)
+        labels = outputs[0]
+        if self._logits:
+            if labels.shape[:2] != self._size:
+                labels = resize_bilinear_v1(labels, self._size, align_corners=True)
+            labels = labels.argmax(-1)
+        labels = labels[: fitted.shape[0], : fitted.shape[1]].astype(np.uint8)
         if fitted.shape != photo.shape:
             labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1], Image.Resampling.NEAREST))
-        return Segmentation(source, photo, labels, self.names)
+        return Segmentation(source_of(image), photo, labels, self.labels)
 
-    def stream(self, photos: Iterable, skip_broken: bool = False) -> Iterator[Segmentation | ValueError | OSError]:
-        """What each photo shows, one after the other, in order.
-
-        Args:
-            photos: paths or arrays.
-            skip_broken: give the error in place of the result for a photo that cannot be used, and go on; otherwise raise.
-        """
-        return one_by_one(self.segment, photos, skip_broken)
-
-
-def _called(weights) -> str:
-    """A file's or a model's name for messages."""
-    return str(weights) if isinstance(weights, str | os.PathLike) else repr(weights.name)
-
-
-def _names(classes: int) -> tuple[str, ...]:
-    voc = voc_labels()
-    return voc if classes == len(voc) else tuple(f"class {i}" for i in range(classes))
-
-
-class _LiteRT:
-    """A .tflite that takes (1, H, W, 3) and gives logits (1, h, w, C) or labels (1, H, W)."""
-
-    def __init__(self, path, threads: int | None):
-        from mnv2_keras.tflite import open_interpreter, read_tflite
-        from mnv2_keras.tflite.metadata import associated_files
-
-        name, content = read_tflite(path)
-        self._interpreter = open_interpreter(content, threads)
-        try:
-            self._interpreter.allocate_tensors()
-        except RuntimeError as error:
-            raise ValueError(f"{name} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}).") from error
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        given, made = inputs[0], outputs[0]
-        self._input, self._output, self._levels = End(given), End(made), given["dtype"] == np.uint8
-        _, *size, channels = given["shape"].tolist() if len(given["shape"]) == 4 else (0, 0, 0, 0)
-        rank = len(made["shape"])
-        if len(inputs) != 1 or len(outputs) != 1 or channels != 3 or rank not in (3, 4):
-            raise ValueError(f"{name} is no segmenter: expected one photo (1, H, W, 3) in, logits or labels out.")
-        self.size = tuple(size)
-        self.classes = int(made["shape"][-1]) if rank == 4 else 0
-        files = [text for file, text in associated_files(content).items() if file.endswith(".txt")]
-        self.names = tuple(files[0].decode().splitlines()) if files else None
-        if not self.classes:  # Google's own files are of Pascal VOC
-            self.names = self.names or voc_labels()
-        self._lock = Lock()
-
-    def labels(self, photo: np.ndarray) -> np.ndarray:
-        if self._levels:
-            # A quantised network counts the photo's own levels; 128 is its grey.
-            batch = np.full((1, *self.size, 3), 128, np.uint8)
-            batch[0, : photo.shape[0], : photo.shape[1]] = photo
-        else:
-            batch = self._input.stored(pad_photo(photo, self.size)[None])
-        with self._lock:
-            self._interpreter.set_tensor(self._input.index, batch)
-            self._interpreter.invoke()
-            found = self._interpreter.get_tensor(self._output.index)[0]
-        if found.ndim == 2:
-            return found.astype(np.uint8)
-        if found.shape[:2] != self.size:
-            from mnv2_keras.preprocessing import resize_bilinear_v1
-
-            found = resize_bilinear_v1(self._output.real(found), self.size, align_corners=True)
-        return found.argmax(-1).astype(np.uint8)
-
-
-class _Keras:
-    """A Keras model: logits at several scales, mirrored or not, to labels."""
-
-    def __init__(self, weights, scales: tuple[float, ...], flip: bool):
-        import keras
-        import tensorflow as tf
-
-        from mnv2_keras.conversion import open_model
-        from mnv2_keras.networks.endpoints import check_input
-
-        model = weights if isinstance(weights, keras.Model) else open_model(weights)[0]
-        self.size = tuple(side or 513 for side in model.input_shape[1:3])
-        made = _made(model, self.size)
-        if made is None or made[1:3] != self.size:
-            raise ValueError(
-                f"{_called(weights)} holds no segmenter: its model makes {made or model.output_shape} of {model.input_shape}, not "
-                "(B, H, W, classes) of (B, H, W, 3)."
-            )
-        check_input(model, _called(weights))
-        self.classes, self.names = made[3], None
-        plain = scales == (1.0,) and not flip
-
-        @tf.function(input_signature=[tf.TensorSpec((1, *self.size, 3), tf.float32)])
-        def labels(batch):
-            found = model(batch, training=False) if plain else averaged(batch)
-            return tf.argmax(found[0], -1, output_type=tf.int32)
-
-        if not plain:
-            averaged = MultiScale(model, scales, flip)
-        self._labels = labels
-
-    def labels(self, photo: np.ndarray) -> np.ndarray:
-        return self._labels(pad_photo(photo, self.size)[None]).numpy().astype(np.uint8)
-
-
-def _made(model, size: tuple[int, int]) -> tuple | None:
-    """Shape of what a model makes of one photo of this size; None where it takes no photo or makes no map."""
-    if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 4:
-        return None
-    if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4 or model.input_shape[3] != 3:
-        return None
-    return tuple(model.compute_output_shape((1, *size, 3)))
+    def _failed(self, image, error: Exception) -> Segmentation:
+        return Segmentation(source_of(image), None, None, self.labels, error)
 
 
 class MultiScale:
-    """Probabilities averaged over scales and mirror images.
+    """A segmenter's probabilities, averaged over scales and mirror images.
 
     Source: DeepLab `model.predict_labels_multi_scale`.
 
@@ -301,16 +241,23 @@ class MultiScale:
             return tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True)
 
         size = batch.shape[1:3]
-        found = []
+        probabilities = []
         for scale in self._scales:
             scaled = resize(batch, _scaled(size, scale)) if scale != 1 else batch
             for mirrored in (False, True) if self._flip else (False,):
                 logits = self._model(scaled[:, :, ::-1] if mirrored else scaled, training=False)
                 logits = logits[:, :, ::-1] if mirrored else logits
-                # The genuine program goes by way of the logits' size at scale 1, or at this scale where that is more.
+                # The genuine program resizes to the logits' size at scale 1 first, or at this scale where that is larger.
                 logits = resize(logits, _scaled(size, max(1.0, scale) / self._stride))
-                found.append(tf.nn.softmax(resize(logits, size)))
-        return tf.add_n(found) / len(found)
+                probabilities.append(tf.nn.softmax(resize(logits, size)))
+        return tf.add_n(probabilities) / len(probabilities)
+
+    def outputs(self, batch) -> list:
+        """The outputs of `task_networks.task_network`: labels int32 (B, H, W), and the probabilities."""
+        import tensorflow as tf
+
+        probabilities = self(batch)
+        return [tf.argmax(probabilities, -1, output_type=tf.int32), probabilities]
 
 
 def _scaled(size, scale: float) -> tuple[int, int]:

@@ -145,8 +145,8 @@ def test_any_size_comes_back_at_its_own(small, size):
 def test_names(small, small_file):
     assert Segmenter(small_file).names == voc_labels()
     assert Segmenter(build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=2)).names == ("class 0", "class 1")
-    with pytest.raises(ValueError, match="2 names were given for 21 classes"):
-        Segmenter(small, names=["a", "b"])
+    with pytest.raises(ValueError, match="2 labels were given for 21 classes"):
+        Segmenter(small, labels=["a", "b"])
 
 
 def test_closed_and_bad_arguments(small, small_file, testdata, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mnv2_keras.inference.classifier import Classifier
+from mnv2_keras.inference.engines import TensorInfo
 from mnv2_keras.preprocessing import preprocess_image
 from mnv2_keras.tflite import TfliteFile
 
@@ -105,17 +106,15 @@ def test_each_channel_has_its_own_normalisation(fed, testdata, tmp_path):
             scores(saying(**numbers), photo, tmp_path)
 
 
-def test_integers_that_mean_nothing_are_refused(fed, tmp_path):
-    from mnv2_keras.inference.engines import End
-
-    with pytest.raises(ValueError, match="takes int32 without a scale"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(End, "is_plain_integer", True)
-        patch.setattr(End, "dtype", "int32", raising=False)
-        patch.setattr(End, "__init__", lambda self, details: self.__dict__.update(index=details["index"]))
+def test_integers_without_a_scale_are_refused(fed, tmp_path, monkeypatch):
+    monkeypatch.setattr(TensorInfo, "of_litert", lambda details: TensorInfo(details["shape"][1:], np.int32))
+    with pytest.raises(ValueError, match="takes int32 without a scale"):
         scores(fed["float32", "unit"], np.zeros((32, 32, 3), np.uint8), tmp_path)
-    plain = {"index": 0, "quantization": (0.0, 0)}
-    assert End(plain | {"dtype": np.int32}).is_plain_integer
-    assert not End(plain | {"dtype": np.float32}).is_plain_integer
-    end = End(plain | {"dtype": np.uint8})  # no scale: the pixels themselves
-    assert end.levels == (0, 1)
-    assert end.stored(np.array([0.2, 254.6, 300], np.float32)).tolist() == [0, 255, 255]
+
+
+def test_only_integers_without_a_scale_mean_nothing():
+    assert TensorInfo((8, 8, 3), np.int32).is_plain_integer
+    assert not TensorInfo((8, 8, 3), np.float32).is_plain_integer
+    pixels = TensorInfo((8, 8, 3), np.uint8)
+    assert pixels.levels == (0, 1)
+    assert pixels.quantized(np.array([0.2, 254.6, 300], np.float32)).tolist() == [0, 255, 255]

@@ -114,7 +114,7 @@ def test_arguments_are_checked_first(here, photos, tmp_path):
     for options in ({"top": 0}, {"workers": 0}, {"part": True}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} is .*: expected a whole number of at least 1"):
             cluster.predict_on_cluster(photos, output, "digits", **options)
-    with pytest.raises(ValueError, match="2 labels for 10 classes"):
+    with pytest.raises(ValueError, match="2 labels were given for 10 classes"):
         cluster.predict_on_cluster(photos, output, "digits", labels=["a", "b"])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         cluster.predict_on_cluster(tmp_path / "nowhere", output, "digits")
