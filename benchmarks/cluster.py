@@ -1,9 +1,10 @@
-"""Two workers of Ray on this machine beside one, and beside the single process.
+"""Two Ray workers on this machine, compared with one worker and with a single process.
 
     python benchmarks/cluster.py WEIGHTS --images FOLDER [--photos 800] [--rounds 5]
 
-Photos per second from the first finished part to the last, so without the start of Ray and of its actors, which is what
-millions of photos see. The photos are JPEG files of about 500 x 375, crops of the images in FOLDER.
+The measure is photos per second from the first finished part to the last. It does not include the start of Ray and its
+actors, which does not matter for millions of photos. The photos are JPEG files of about 500 x 375, crops of the images
+in FOLDER.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from mnv2_keras import Classifier, find_images, predict_on_cluster, read_image
 
 
 def write_photos(folder: Path, sources: list[Path], count: int) -> None:
-    """Crops of four fifths of each photo and more, as JPEG."""
+    """Write crops of 80 % to 100 % of each side of the sources as JPEG files."""
     rng = np.random.default_rng(0)
     pictures = [read_image(path) for path in sources]
     for i in range(count):
@@ -33,8 +34,8 @@ def write_photos(folder: Path, sources: list[Path], count: int) -> None:
 
 
 def on_ray(folder: Path, weights, workers: int) -> float:
-    """Photos per second between the first part and the last."""
-    seen = []
+    """Photos per second between the first and the last finished part."""
+    reports = []
     with tempfile.TemporaryDirectory() as home:
         predict_on_cluster(
             folder,
@@ -42,9 +43,9 @@ def on_ray(folder: Path, weights, workers: int) -> float:
             weights,
             workers=workers,
             part=20,
-            progress=lambda done, total: seen.append((time.perf_counter(), done)),
+            progress=lambda done, total: reports.append((time.perf_counter(), done)),
         )
-    (start, before), (end, done) = seen[0], seen[-1]
+    (start, before), (end, done) = reports[0], reports[-1]
     return (done - before) / (end - start)
 
 
@@ -60,7 +61,7 @@ def in_one_process(folder: Path, weights, threads: int | None) -> float:
 
 
 def main() -> None:
-    """Measure, print medians and ratios, write every round."""
+    """Measure, print medians and ratios, write each round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("--images", type=Path, required=True)
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "cluster.csv")
     options = parser.parse_args()
-    found: dict[str, list[float]] = {}
+    speeds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         write_photos(folder, find_images(options.images), options.photos)
@@ -81,19 +82,19 @@ def main() -> None:
         }
         for number in range(options.rounds):
             for name in sides if number % 2 else reversed(sides):
-                found.setdefault(name, []).append(sides[name]())
+                speeds.setdefault(name, []).append(sides[name]())
         ray.shutdown()
     for name in sides:
-        print(f"{name}: {statistics.median(found[name]):.1f} photos/s", flush=True)
-    for below in ("one worker", "one process, all cores"):
-        ratios = [a / b for a, b in zip(found["two workers"], found[below], strict=True)]
-        print(f"two workers over {below}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"{name}: {statistics.median(speeds[name]):.1f} photos/s", flush=True)
+    for other in ("one worker", "one process, all cores"):
+        ratios = [a / b for a, b in zip(speeds["two workers"], speeds[other], strict=True)]
+        print(f"two workers / {other}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["side", "round", "photos_per_second", "machine", "cores", "ray"])
-        for name, speeds in found.items():
-            for number, speed in enumerate(speeds, 1):
+        for name, values in speeds.items():
+            for number, speed in enumerate(values, 1):
                 writer.writerow([name, number, round(speed, 1), platform.machine(), os.cpu_count(), ray.__version__])
 
 

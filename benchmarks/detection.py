@@ -1,9 +1,9 @@
-"""Post-processing: ours against the genuine exported graph, and fused in a .tflite against the network alone.
+"""Speed of post-processing: this package compared with the genuine exported graph, and a .tflite with and without it.
 
 python benchmarks/detection.py ssdlite_mobilenet_v2_coco_synthetic.tar.gz [-o results.csv]
 
-Encodings and logits are seeded; rounds are interleaved, medians are compared. `--no-litert` leaves out the second part, which
-converts the network twice.
+Encodings and logits are random numbers with a fixed seed. Rounds are interleaved, and medians are compared.
+`--no-litert` leaves out the second part, which converts the network twice.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def interleaved(runs: dict, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each run, one after the other in each round."""
+    """Median milliseconds of each call. Each round makes all calls, one after another."""
     times: dict[str, list] = {name: [] for name in runs}
     for _ in range(3):
         for run in runs.values():
@@ -30,11 +30,11 @@ def interleaved(runs: dict, rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: float(np.median(each)) for name, each in times.items()}
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def postprocessing(archive: str, rounds: int) -> dict[str, float]:
-    """The Keras post-processing and the same part of the frozen graph, on 1,917 anchors and 91 classes."""
+    """`postprocess_detections` and the same part of the frozen graph, on 1,917 anchors and 91 classes."""
     import tensorflow as tf
 
     from mnv2_keras import postprocess_detections, ssd_anchors
@@ -46,7 +46,7 @@ def postprocessing(archive: str, rounds: int) -> dict[str, float]:
     encodings = np.random.Generator(np.random.PCG64(1)).normal(0, 1, (1, 1917, 4)).astype(np.float32)
     logits = np.random.Generator(np.random.PCG64(2)).normal(-4, 1.5, (1, 1917, 91)).astype(np.float32)
     anchors = tf.constant(ssd_anchors((300, 300)))
-    ours = tf.constant(encodings), tf.constant(logits)
+    tensors = tf.constant(encodings), tf.constant(logits)
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(definition, name="")
         session = tf.compat.v1.Session(graph=graph)
@@ -56,14 +56,14 @@ def postprocessing(archive: str, rounds: int) -> dict[str, float]:
     return interleaved(
         {
             "genuine frozen graph, post-processing": lambda: session.run(fetches, feed),
-            "postprocess_detections": lambda: postprocess_detections(*ours, anchors)["boxes"].numpy(),
+            "postprocess_detections": lambda: postprocess_detections(*tensors, anchors)["boxes"].numpy(),
         },
         rounds,
     )
 
 
 def litert(archive: str, rounds: int) -> dict[str, float]:
-    """The int8 file with fused post-processing and the same network without."""
+    """An int8 file with post-processing and one of the same network without."""
     from mnv2_keras import convert_checkpoint
     from mnv2_keras.export.detection import export_detector
     from mnv2_keras.export.litert import export_litert
@@ -85,6 +85,7 @@ def litert(archive: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure, print the table, write it as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive")
     parser.add_argument("--rounds", type=int, default=30)

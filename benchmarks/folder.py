@@ -1,7 +1,7 @@
-"""A folder of 200 JPEG files of 500 x 375 through `Classifier.stream`, beside its stages: `python benchmarks/folder.py WEIGHTS`.
+"""`Classifier.stream` on 200 JPEG files of 500 x 375, compared with its stages: `python benchmarks/folder.py WEIGHTS`.
 
-The measure: images per second over `1 / (t_invoke + (t_decode + t_preprocess) / cores)`, each stage measured alone in the same
-run. Invoking uses all cores by itself; decoding and preprocessing one.
+The measure is images per second divided by `1 / (t_invoke + (t_decode + t_preprocess) / cores)`. Each stage is measured
+alone in the same run. One call of the network uses all cores; decoding and preprocessing of one image use one core.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mnv2_keras.preprocessing import preprocess_image
 
 
 def draw_photos(folder: Path, count: int) -> list[Path]:
-    """JPEG files that compress like photos: smooth colours with some grain."""
+    """Write JPEG files that compress like photos: smooth colours with some noise."""
     rng = np.random.default_rng(0)
     paths = []
     for i in range(count):
@@ -44,7 +44,7 @@ def seconds(call, items) -> float:
 
 
 def main() -> None:
-    """Measure in three rounds; print each."""
+    """Measure and print each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights")
     parser.add_argument("--count", type=int, default=200)
@@ -62,8 +62,8 @@ def main() -> None:
             preprocess = seconds(lambda photo: preprocess_image(photo, classifier.size), photos)
             invoke = seconds(engine.run, images)
             start = time.perf_counter()
-            found = sum(1 for _ in classifier.stream(paths))
-            speed = found / (time.perf_counter() - start)
+            count = sum(1 for _ in classifier.stream(paths))
+            speed = count / (time.perf_counter() - start)
             limit = 1 / (invoke + (decode + preprocess) / cores)
             print(
                 f"decode {decode * 1e3:.2f} ms, preprocess {preprocess * 1e3:.2f} ms, invoke {invoke * 1e3:.2f} ms: "

@@ -1,9 +1,9 @@
-"""This package's classifier beside Keras Applications' MobileNetV2, in turns within one process.
+"""This package's classifier compared with Keras Applications' MobileNetV2, interleaved within one process.
 
     python benchmarks/keras_applications.py [--rounds 30] [--csv benchmarks/results/keras_applications.csv]
 
-Each round times both, in alternating order, so that a drift of the machine falls on both; figures are medians of rounds,
-the ratio is the median of the rounds' own ratios, with its quartiles.
+Each round times both, in alternating order, so that a change in the load of the machine affects both. Times are medians
+over the rounds. The ratio is the median of the ratios of the rounds, with its quartiles.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from mnv2_keras import build_mobilenetv2, convert_checkpoint
 
 
 def seconds(call) -> float:
-    """One call's wall time."""
+    """Wall time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def in_turns(name: str, ours, theirs, rounds: int, before=lambda: None) -> dict:
-    """Both calls `rounds` times in turns after a warm-up, `before` ahead of each, untimed; a row of the table."""
-    pairs = {"ours": ours, "theirs": theirs}
+def interleaved(name: str, ours, reference, rounds: int, before=lambda: None) -> dict:
+    """A row of the table: both calls in each of `rounds` rounds after a warm-up; `before` runs untimed before each call."""
+    pairs = {"ours": ours, "theirs": reference}
     for call in pairs.values():
         call()
     times = {key: [] for key in pairs}
@@ -58,14 +58,14 @@ def in_turns(name: str, ours, theirs, rounds: int, before=lambda: None) -> dict:
 
 
 def forward(model, batch: int):
-    """A compiled forward pass on a batch that stays where it is."""
+    """A compiled forward pass on one fixed batch."""
     images = tf.constant(np.random.default_rng(0).uniform(-1, 1, (batch, 224, 224, 3)).astype("f4"))
     function = tf.function(lambda x: model(x, training=False), jit_compile=False)
     return lambda: function(images).numpy()
 
 
-def theirs(**options):
-    """Keras Applications' builder, with as many classes as ours."""
+def build_reference(**options):
+    """Keras Applications' model with 1001 classes."""
     return keras.applications.MobileNetV2(weights=None, classes=1001, **options)
 
 
@@ -91,13 +91,15 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
 
-    ours_model, theirs_model = build_mobilenetv2(), theirs()
+    ours_model, reference_model = build_mobilenetv2(), build_reference()
     rows = [
-        in_turns(
-            "tf.function forward, batch 1", forward(ours_model, 1), forward(theirs_model, 1), arguments.rounds * 4
+        interleaved(
+            "tf.function forward, batch 1", forward(ours_model, 1), forward(reference_model, 1), arguments.rounds * 4
         ),
-        in_turns("tf.function forward, batch 32", forward(ours_model, 32), forward(theirs_model, 32), arguments.rounds),
-        in_turns("build", build_mobilenetv2, theirs, arguments.rounds, before=clean_session),
+        interleaved(
+            "tf.function forward, batch 32", forward(ours_model, 32), forward(reference_model, 32), arguments.rounds
+        ),
+        interleaved("build", build_mobilenetv2, build_reference, arguments.rounds, before=clean_session),
     ]
     alone = {
         "mnv2 --help, whole process": whole_process(

@@ -1,9 +1,9 @@
-"""From a finished run of `mnv2 train --recipe digits` to what `weights/` ships.
+"""Make the files of the digits network in `weights/` from a finished run of `mnv2 train --recipe digits`.
 
 python benchmarks/pack_digits.py --data package --run runs/digits --seconds 1234 --note "a shared machine of 2 cores"
 
-Writes digits.tgz (a TF-Slim checkpoint), digits_int8.tflite, digits.json (the receipt) and twenty digits as PNG. All figures are
-measured on the files as they are written, on digits no training step has seen.
+Writes digits.tgz (a TF-Slim checkpoint), digits_int8.tflite, digits.json (the receipt) and twenty digits as PNG. All
+figures are measured with the written files on digits that were not used in training.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from mnv2_keras.export.litert import export_litert
 from mnv2_keras.training.recipes import DIGITS
 from mnv2_keras.weights import save_checkpoint
 
-#: Bits of the mantissa that are kept: as many as half precision has, so that the archive is half as large.
+#: Bits of the mantissa that remain. Half precision has as many, and the archive becomes half as large.
 MANTISSA = 11
 CALIBRATION = 500
 
@@ -41,7 +41,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 
 def archive(prefix: Path, path: Path) -> None:
-    """The checkpoint's two files as .tgz, the same bytes each time."""
+    """The two files of the checkpoint as .tgz; equal files give equal bytes."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as tar:
         for file in sorted(prefix.parent.glob(f"{prefix.name}.*")):

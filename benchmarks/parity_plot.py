@@ -1,4 +1,4 @@
-"""The picture of docs/parity.md: how far every endpoint is from TF-Slim's, from a receipt of `mnv2 verify -o`.
+"""Draw the figure of docs/parity.md: the difference of each endpoint from TF-Slim, from a receipt of `mnv2 verify -o`.
 
 python benchmarks/parity_plot.py weights/receipts/mobilenet_v2_1.0_224.json docs/parity.png
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-#: TF-Slim against itself, oneDNN on and off: the worst endpoint, relative to its range.
+#: Difference of TF-Slim with and without oneDNN: the worst endpoint, relative to its range.
 TF_SLIM_NOISE = 5.1e-5
 
 
@@ -23,13 +23,16 @@ def main() -> None:
     endpoints = receipt["endpoints"]
     figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
     axes.bar(
-        range(len(endpoints)), [max(each["range_relative"], 1e-9) for each in endpoints], color="#3b6ea8", width=0.8
+        range(len(endpoints)),
+        [max(endpoint["range_relative"], 1e-9) for endpoint in endpoints],
+        color="#3b6ea8",
+        width=0.8,
     )
     axes.axhline(receipt["tolerance"], color="#b03a2e", label=f"`mnv2 verify` fails above {receipt['tolerance']:g}")
-    axes.axhline(TF_SLIM_NOISE, color="#7f8c8d", linestyle="--", label="TF-Slim against itself (oneDNN on and off)")
+    axes.axhline(TF_SLIM_NOISE, color="#7f8c8d", linestyle="--", label="TF-Slim with and without oneDNN")
     axes.set_yscale("log")
     axes.set_ylabel("largest difference\n/ range of the endpoint")
-    layers = [(i, each["endpoint"]) for i, each in enumerate(endpoints) if "/" not in each["endpoint"]]
+    layers = [(i, endpoint["endpoint"]) for i, endpoint in enumerate(endpoints) if "/" not in endpoint["endpoint"]]
     axes.set_xticks([i for i, _ in layers], [name for _, name in layers], rotation=60, ha="right", fontsize=7)
     axes.set_title(f"{receipt['checkpoint']}: {len(endpoints)} endpoints against {receipt['reference']}", fontsize=10)
     axes.legend(fontsize=8, loc="upper right")

@@ -1,15 +1,16 @@
-"""MobileNetV2 1.0 at 224 px beside its peers, on one machine, in one run: `python benchmarks/peers.py WEIGHTS`.
+"""MobileNetV2 1.0 at 224 px in several engines, on one machine, in one run: `python benchmarks/peers.py WEIGHTS`.
 
-Each round calls every contender, in an order drawn anew, so that a busy moment meets all of them and none has always the same
-one before it. A turn is a pause, in which the threads of the one before fall asleep (OpenMP's spin for a fifth of a second), a
-call that wakes its own and brings its weights into the processor's cache, and three calls of which the median counts. What is
-reported is the median of the rounds, their middle half, and the median of the ratios to this package's `Classifier` within a
-round. Contenders whose packages are not installed are left out and named. All have the same weights where they can: Keras
-Applications takes them layer by layer, the PyTorch network below as well, ONNX Runtime runs that network exported; OpenVINO and
-LiteRT read our file.
+Each round calls all candidates in a new random order, so that other load on the machine affects all of them and the
+order has no effect. For each candidate there is first a pause, in which the threads of the previous candidate stop
+spinning (OpenMP: a fifth of a second), then a call that wakes its own threads and loads its weights into the cache,
+then three calls of which the median counts. The output is the median over the rounds, the quartiles, and the median of
+the ratios to this package's `Classifier` within a round. Candidates whose packages are not installed are skipped and
+named. All candidates have the same weights if possible: they are copied layer by layer to Keras Applications and to the
+PyTorch network below, ONNX Runtime runs an export of that network, and OpenVINO and LiteRT read the file of this
+package.
 
-The limit: a float32 product of large matrices in the same rounds says what the machine can multiply at best; 0.60 GFLOP an
-image cannot take less than that allows.
+The lower limit is measured in the same rounds: a float32 product of large matrices shows how fast the machine
+multiplies, and one image needs 0.60 GFLOP.
 """
 
 import argparse
@@ -37,13 +38,14 @@ _GFLOP = 0.6016
 _PAUSE = 0.25
 
 
-class Contenders:
-    """Calls that classify one image each, by name; each is made when it is asked for.
+class Candidates:
+    """Candidates by name. Each method returns a call that classifies one image.
 
     Args:
         weights: an archive or checkpoint of alpha 1.0 and 224 px.
-        folder: for files on the way.
-        threads: of ours in LiteRT, LiteRT by hand, PyTorch and ONNX Runtime. TensorFlow and OpenVINO choose for themselves.
+        folder: for intermediate files.
+        threads: for `Classifier` with LiteRT, LiteRT alone, PyTorch and ONNX Runtime. TensorFlow and OpenVINO
+            choose their own number.
     """
 
     def __init__(self, weights: str, folder: Path, threads: int):
@@ -62,10 +64,10 @@ class Contenders:
         return self._model
 
     def file(self, precision: str) -> str:
-        """Our .tflite."""
+        """Path of the .tflite file of this package."""
         return prepared_file(self.weights, "litert", precision, self.folder, print)
 
-    # Ours
+    # This package
 
     def classifier(self) -> Callable:
         """`Classifier.predict` on a uint8 photo: preprocessing, LiteRT, top 5."""
@@ -82,7 +84,7 @@ class Contenders:
         ours = Classifier(self.file("float32"), engine="openvino", threads=None)
         return lambda: ours.predict(self.photo)
 
-    # LiteRT by hand
+    # LiteRT alone
 
     def _interpreter(self, path: str) -> Callable:
         from ai_edge_litert.interpreter import Interpreter
@@ -95,19 +97,19 @@ class Contenders:
         return interpreter.invoke
 
     def litert(self) -> Callable:
-        """`invoke` alone on our float32 file."""
+        """`invoke` on the float32 file of this package."""
         return self._interpreter(self.file("float32"))
 
     def litert_int8(self) -> Callable:
-        """`invoke` alone on our int8 file."""
+        """`invoke` on the int8 file of this package."""
         return self._interpreter(self.file("int8"))
 
     def litert_google_int8(self) -> Callable:
-        """`invoke` alone on Google's quantised file (MNV2_TESTDATA)."""
+        """`invoke` on Google's quantised file (MNV2_TESTDATA)."""
         return self._interpreter(str(Path(os.environ["MNV2_TESTDATA"], "models", "mobilenet_v2_1.0_224_quant.tflite")))
 
     def litert_keras_applications(self) -> Callable:
-        """`invoke` alone on the file the converter makes of Keras Applications' model."""
+        """`invoke` on the file that the converter makes from Keras Applications' model."""
         from mnv2_keras.export.conversion import convert_litert
 
         path = self.folder / "applications.tflite"
@@ -119,14 +121,13 @@ class Contenders:
     def _applications(self):
         import keras
 
-        theirs = keras.applications.MobileNetV2(weights=None, classes=1001)
-        layers = [[layer for layer in model.layers if layer.weights] for model in (self.model, theirs)]
-        for source, target in zip(
-            *layers, strict=True
-        ):  # the same layers in the same order; the classifier is a dense one
+        reference = keras.applications.MobileNetV2(weights=None, classes=1001)
+        layers = [[layer for layer in model.layers if layer.weights] for model in (self.model, reference)]
+        # Both have the same layers in the same order; the classifier of Keras Applications is a dense layer.
+        for source, target in zip(*layers, strict=True):
             values = zip(source.get_weights(), target.get_weights(), strict=True)
             target.set_weights([value.reshape(old.shape) for value, old in values])
-        return theirs
+        return reference
 
     def keras_predict(self) -> Callable:
         """Keras Applications' `predict`."""
@@ -143,7 +144,7 @@ class Contenders:
         return lambda: function(image).numpy()
 
     def frozen_graph(self) -> Callable:
-        """Our model's variables frozen into a graph."""
+        """The converted model as a graph with constant weights."""
         import tensorflow as tf
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -155,7 +156,7 @@ class Contenders:
     # Others
 
     def torch_eager(self) -> Callable:
-        """PyTorch, called as it is."""
+        """PyTorch in eager mode."""
         torch, model = self._torch()
         x = torch.from_numpy(self.image.transpose(0, 3, 1, 2).copy())
 
@@ -192,7 +193,7 @@ class Contenders:
         return lambda: session.run(None, {name: x})[0]
 
     def openvino(self) -> Callable:
-        """OpenVINO by hand on our float32 file, at its own settings for latency."""
+        """OpenVINO on the float32 file of this package, with its settings for latency."""
         import openvino
 
         core = openvino.Core()
@@ -201,7 +202,7 @@ class Contenders:
         return lambda: request.infer({0: self.image}, share_inputs=True)
 
     def openvino_int8(self) -> Callable:
-        """OpenVINO by hand on our int8 file."""
+        """OpenVINO on the int8 file of this package."""
         import openvino
 
         core = openvino.Core()
@@ -210,7 +211,7 @@ class Contenders:
         return lambda: request.infer({0: self.photo[None]}, share_inputs=True)
 
     def machine(self) -> Callable:
-        """The least time 0.60 GFLOP can take here, by a product of two 1536 x 1536 matrices in float32."""
+        """The minimal time for 0.60 GFLOP on this machine, measured with a product of two 1536 x 1536 matrices in float32."""
         a = np.random.default_rng(0).normal(size=(1536, 1536)).astype(np.float32)
 
         def call():
@@ -229,10 +230,10 @@ class Contenders:
         return torch, model
 
 
-NAMES = [name for name in vars(Contenders) if not name.startswith("_") and name not in ("model", "file")]
+NAMES = [name for name in vars(Candidates) if not name.startswith("_") and name not in ("model", "file")]
 
 
-#: Table 2 once more, for PyTorch: t, c, n, s.
+#: The rows of Table 2 for PyTorch: t, c, n, s.
 _ROWS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
@@ -282,18 +283,18 @@ def folded_layers(path: str) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     from mnv2_keras.tflite import TfliteFile
 
     file = TfliteFile(path)
-    found = []
+    layers = []
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
         if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             kernel, bias = file.constant(int(operator.inputs[1])), file.constant(int(operator.inputs[2]))
             depthwise = kind == "DEPTHWISE_CONV_2D"
-            found.append((kernel.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2)), bias, depthwise))
-    return found
+            layers.append((kernel.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2)), bias, depthwise))
+    return layers
 
 
 def fill_torch(torch, model, path: str) -> None:
-    """Our folded weights into the PyTorch network."""
-    modules = [each for each in model.modules() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)]
+    """Copy the folded weights into the PyTorch network."""
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
     for module, (kernel, bias, _) in zip(modules, folded_layers(path), strict=True):
         kernel = kernel.reshape(tuple(module.weight.shape))
         module.weight.data = torch.from_numpy(np.ascontiguousarray(kernel))
@@ -301,7 +302,7 @@ def fill_torch(torch, model, path: str) -> None:
 
 
 def write_onnx(tflite: str, path: Path) -> None:
-    """Our folded network as an ONNX file, written node by node."""
+    """Write the folded network as an ONNX file."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -318,7 +319,7 @@ def write_onnx(tflite: str, path: Path) -> None:
         kernel, bias, depthwise = next(layers)
         name = f"layer{len(nodes)}"
         size = kernel.shape[-1]
-        # TensorFlow's SAME: at stride 2 on even sides all the padding is at the end.
+        # TensorFlow's SAME padding: at stride 2 and even sides all padding is at the end.
         pads = [0, 0, 0, 0] if size == 1 else [1, 1, 1, 1] if stride == 1 else [0, 0, 1, 1]
         names = [x, constant(f"{name}/kernel", kernel), constant(f"{name}/bias", bias)]
         options = {"strides": [stride] * 2, "pads": pads, "group": len(kernel) if depthwise else 1}
@@ -380,7 +381,7 @@ def run(calls: dict[str, Callable], rounds: int) -> dict[str, np.ndarray]:
 
 
 def draw(rows: list[tuple], path: Path) -> None:
-    """Medians as bars with the middle half of the rounds, the fastest on top."""
+    """Draw the medians as bars with their quartiles, the fastest on top."""
     from matplotlib.figure import Figure
 
     rows = sorted(rows, key=lambda row: -row[1])
@@ -391,7 +392,7 @@ def draw(rows: list[tuple], path: Path) -> None:
     spread = np.abs(np.array([lows, highs]) - medians)
     axes.barh(names, medians, xerr=spread, color=colours, ecolor="black", capsize=2)
     axes.set(xscale="log", xlabel="milliseconds for one image, MobileNetV2 1.0 at 224 px")
-    ticks = [each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500) if min(lows) / 2 < each < 2 * max(highs)]
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if min(lows) / 2 < tick < 2 * max(highs)]
     axes.set_xticks(ticks, labels=map(str, ticks))
     axes.minorticks_off()
     figure.savefig(path, dpi=120)
@@ -401,20 +402,20 @@ def main() -> None:
     """Measure, print a table, write it as CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="archive or checkpoint of alpha 1.0, 224 px")
-    parser.add_argument("--only", nargs="*", default=NAMES, help="contenders; all that are installed otherwise")
+    parser.add_argument("--only", nargs="*", default=NAMES, help="candidates; default: all that are installed")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("-o", "--output", type=Path, help="CSV file")
     parser.add_argument("--plot", type=Path, help="PNG file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = Contenders(arguments.weights, Path(folder), arguments.threads)
+        candidates = Candidates(arguments.weights, Path(folder), arguments.threads)
         calls = {}
         for name in arguments.only:
             try:
-                calls[name] = getattr(made, name)()
+                calls[name] = getattr(candidates, name)()
             except (ImportError, KeyError, ValueError) as error:
-                print(f"left out: {name} ({error})", file=sys.stderr)
+                print(f"skipped: {name} ({error})", file=sys.stderr)
         taken = run(calls, arguments.rounds)
     base = taken.get("classifier")
     rows = []
@@ -431,7 +432,7 @@ def main() -> None:
         with arguments.output.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("contender", "median_ms", "quarter_ms", "three_quarters_ms", "ratio_to_classifier"))
-            writer.writerows((name, *(f"{each:.4g}" for each in rest)) for name, *rest in rows)
+            writer.writerows((name, *(f"{value:.4g}" for value in values)) for name, *values in rows)
             writer.writerow((f"# {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {versions}",))
 
 

@@ -1,10 +1,10 @@
-"""Mobile DeepLabv3 at 513 x 513, each road ending in arg max: Keras, LiteRT in float and int8, Google's 8-bit file.
+"""Speed of Mobile DeepLabv3 at 513 x 513 including arg max: Keras, LiteRT in float32 and int8, Google's 8-bit file.
 
     python benchmarks/segmentation.py --weights ARCHIVE --float32 ours.tflite --int8 ours_int8.tflite
         --google deeplabv3_mnv2_pascal_quant.tflite
 
-All roads take turns within each round of one process, so that whatever else the machine does hits all of them; each is called
-twice in its turn, and the second call counts. Ratios are medians over the rounds of each round's own ratio.
+Each round calls all candidates in one process, so that other programs on the machine affect all of them. Each is called
+twice in a round, and the second call counts. A ratio is the median of the ratios of the rounds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results" / "segmentation.csv"
 
 
 def litert(path: str, threads: int):
-    """A call that runs a .tflite once, arg max in the file or after it."""
+    """A call that runs a .tflite file once, with arg max in the file or after it."""
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
@@ -60,25 +60,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    roads = {
+    candidates = {
         "Keras tf.function": keras_function(options.weights),
         "LiteRT float32": litert(options.float32, options.threads),
         "LiteRT int8": litert(options.int8, options.threads),
     }
     if options.google:
-        roads["LiteRT, Google's 8-bit"] = litert(options.google, options.threads)
-    times: dict[str, list[float]] = {name: [] for name in roads}
+        candidates["LiteRT, Google's 8-bit"] = litert(options.google, options.threads)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(options.rounds):
-        for name, road in roads.items():
-            road()
+        for name, call in candidates.items():
+            call()
             start = time.perf_counter()
-            road()
+            call()
             times[name].append(time.perf_counter() - start)
     base, rows = "Keras tf.function", []
     for name, taken in times.items():
         ratio = statistics.median(t / b for t, b in zip(taken, times[base], strict=True))
         rows.append([name, 1e3 * statistics.median(taken), 1e3 * min(taken), 1e3 * max(taken), ratio])
-        print("{:<24} median {:7.1f} ms, least {:7.1f}, most {:7.1f}, {:.2f} of Keras".format(*rows[-1]))
+        print("{:<24} median {:7.1f} ms, minimum {:7.1f}, maximum {:7.1f}, ratio to Keras {:.2f}".format(*rows[-1]))
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.writer(file)

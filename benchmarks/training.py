@@ -1,11 +1,11 @@
-"""Training beside Keras Applications, in one run: a step, an epoch, the input pipeline, the linear probe.
+"""Training speed compared with Keras Applications in one run: a step, an epoch, the input pipeline, the linear probe.
 
     python benchmarks/training.py [--images FOLDER] [--archive mobilenet_v2_1.0_224.tgz] [--rounds 7]
 
-96 x 96 pixels, batch 32, float32. The photos are 1,024 JPEG files of about 250 pixels, crops of the images in FOLDER (a class for
-each) or of drawn textures, and 256 more to judge by. Rounds are interleaved in alternating order, so that a busy machine slows all
-sides alike; figures are medians of rounds, ratios are medians of the rounds' own, with their quartiles. Both sides train the same
-weights: those of the archive, or random ones.
+96 x 96 pixels, batch 32, float32. The photos are 1,024 JPEG files of about 250 pixels, crops of the images in FOLDER
+(one class for each) or of drawn textures, and 256 more for evaluation. Rounds are interleaved in alternating order, so
+that a busy machine slows both sides. Times are medians over the rounds; ratios are medians of the ratios of the rounds,
+with their quartiles. Both sides start from the same weights: those of the archive, or random ones.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WHAT = ("step", "epoch", "pipeline", "probe")
 
 
 def write_photos(folder: Path, sources: list[np.ndarray], count: int, seed: int) -> None:
-    """JPEG files in class folders: of each source, crops of a half to all of it, some flipped, about 250 pixels wide."""
+    """Write JPEG files into class folders: crops of half of each source or more, some flipped, about 250 pixels wide."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         kind = i % len(sources)
@@ -53,30 +53,30 @@ def write_photos(folder: Path, sources: list[np.ndarray], count: int, seed: int)
 
 
 def textures(count: int = 6) -> list[np.ndarray]:
-    """Drawn stand-ins for photos."""
+    """Drawn images that replace photos."""
     rng = np.random.default_rng(0)
     coarse = [rng.integers(0, 256, (12 + 3 * i, 16 + 4 * i, 3)).astype(np.uint8) for i in range(count)]
-    return [np.asarray(Image.fromarray(each).resize((640, 480))) for each in coarse]
+    return [np.asarray(Image.fromarray(image).resize((640, 480))) for image in coarse]
 
 
 def both_models(classes: int, archive):
-    """Ours and Keras Applications' classifier, with the same backbone."""
+    """The classifiers of this package and of Keras Applications, with equal weights in the backbone."""
     keras.utils.set_random_seed(0)
     ours = build_mobilenetv2(input_shape=(SIDE, SIDE, 3), classes=classes, weights=archive)
-    theirs = keras.applications.MobileNetV2((SIDE, SIDE, 3), weights=None, include_top=False, pooling="avg")
-    given = ours.get_weights()[: len(theirs.weights)]
-    assert [each.shape for each in given] == [tuple(each.shape) for each in theirs.weights]
-    theirs.set_weights(given)
-    return ours, theirs
+    reference = keras.applications.MobileNetV2((SIDE, SIDE, 3), weights=None, include_top=False, pooling="avg")
+    values = ours.get_weights()[: len(reference.weights)]
+    assert [value.shape for value in values] == [tuple(variable.shape) for variable in reference.weights]
+    reference.set_weights(values)
+    return ours, reference
 
 
 def with_top(base: keras.Model, classes: int) -> keras.Model:
-    """A classifier, as Keras' guides put it on a base."""
+    """A classifier on a base, as in the guides of Keras."""
     return keras.Model(base.input, keras.layers.Dense(classes, "softmax")(base.output))
 
 
 class Sides:
-    """What is timed. Each method returns a call that does the work once."""
+    """The work of both sides. Each method returns a call that does the work once."""
 
     def __init__(self, photos: Path, classes: int, archive):
         self.photos, self.classes, self.archive = photos, classes, archive
@@ -93,12 +93,12 @@ class Sides:
         self.batch = images, tf.range(BATCH) % classes
 
     def our_step(self):
-        """A step on a batch that stays where it is."""
+        """A training step on one fixed batch."""
         step = Step(both_models(self.classes, self.archive)[0], self.recipe)
         return lambda: step(*self.batch, tf.ones(BATCH), 1).numpy()
 
     def their_step(self, xla: bool | str):
-        """The function that Keras' own `fit` calls, same optimiser, same batch, same options of tf.data; "auto" compiles by XLA."""
+        """The function that Keras' `fit` calls, with the same optimiser, batch and tf.data options; "auto" compiles with XLA."""
         model = with_top(both_models(self.classes, self.archive)[1], self.classes)
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=xla)
         model.make_train_function()
@@ -108,7 +108,7 @@ class Sides:
         return lambda: {name: float(value) for name, value in model.train_function(data).items()}
 
     def our_epoch(self):
-        """Files to trained weights: random crops and flips. Decoded photos are kept, as in every run of ours."""
+        """An epoch from files to trained weights, with random crops and flips. Decoded photos stay in memory, as in `train`."""
         examples = read_examples(self.photos)
         step = Step(both_models(self.classes, self.archive)[0], self.recipe)
 
@@ -120,7 +120,7 @@ class Sides:
         return run
 
     def their_epoch(self, cached: bool):
-        """Files to trained weights with flips, as Keras' guides write it; with `cache()`, as TensorFlow's do."""
+        """An epoch from files to trained weights with flips, as in the guides of Keras; with `cache()` as in TensorFlow's."""
         data = keras.utils.image_dataset_from_directory(
             self.photos, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
         )
@@ -133,20 +133,20 @@ class Sides:
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", metrics=["accuracy"])
         return lambda: model.fit(data, verbose=0)
 
-    def our_pipeline(self, kept: bool):
-        """An epoch's batches alone; `kept`: of photos that an epoch before has decoded."""
+    def our_pipeline(self, decoded: bool):
+        """The batches of an epoch without training; `decoded`: the photos were decoded in an earlier epoch."""
         examples = read_examples(self.photos)
 
         def run():
-            source = examples if kept else read_examples(self.photos)
+            source = examples if decoded else read_examples(self.photos)
             for _ in training_batches(source, BATCH, AUGMENTATIONS["flip"], self.recipe.size):
                 pass
 
         return run
 
 
-def in_turns(sides: dict, rounds: int, rows: list[dict], what: str) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after one that does not count."""
+def interleaved(sides: dict, rounds: int, rows: list[dict], what: str) -> dict[str, list[float]]:
+    """Seconds of each side in each round; the first round is a warm-up and does not count."""
     times = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name in sides if number % 2 else reversed(sides):
@@ -159,27 +159,27 @@ def in_turns(sides: dict, rounds: int, rows: list[dict], what: str) -> dict[str,
 
 
 def show(name: str, above: list[float], below: list[float]) -> None:
-    """The median of the rounds' ratios, and its quartiles."""
+    """Print the median and the quartiles of the ratios of the rounds."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
     seconds = f"{statistics.median(above):.3f} s over {statistics.median(below):.3f} s"
     print(f"{name}: {middle:.2f} ({low:.2f} to {high:.2f}), {seconds}", flush=True)
 
 
-def probe(photos: Path, judged: Path, classes: int, archive, epochs: int, rows: list[dict]) -> None:
-    """Keras' frozen-base `fit` over ours: building and tracing and features included, nothing cached from before."""
+def probe(photos: Path, test_photos: Path, classes: int, archive, epochs: int, rows: list[dict]) -> None:
+    """Compare `linear_probe` with `fit` on a frozen base in Keras, including building, tracing and features, without a cache."""
     ours, base = both_models(classes, archive)
-    training, held_out = read_examples(photos), read_examples(judged)
+    training, held_out = read_examples(photos), read_examples(test_photos)
     with tempfile.TemporaryDirectory() as home:
         os.environ["MNV2_HOME"] = home
         start = time.perf_counter()
-        found = linear_probe(ours, training, held_out, LINEAR_PROBE.changed(epochs=epochs))
+        result = linear_probe(ours, training, held_out, LINEAR_PROBE.changed(epochs=epochs))
         our_seconds = time.perf_counter() - start
     start = time.perf_counter()
     data, other = (
         keras.utils.image_dataset_from_directory(
-            each, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
+            folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
         ).prefetch(tf.data.AUTOTUNE)
-        for each in (photos, judged)
+        for folder in (photos, test_photos)
     )
     base.trainable = False
     inputs = keras.Input((SIDE, SIDE, 3))
@@ -191,18 +191,19 @@ def probe(photos: Path, judged: Path, classes: int, archive, epochs: int, rows: 
     for side, seconds in (("mnv2_keras", our_seconds), ("keras", their_seconds)):
         rows.append({"what": f"probe of {epochs} epochs", "side": side, "round": 1, "seconds": round(seconds, 2)})
     print(
-        f"probe, {epochs} epochs: {their_seconds / our_seconds:.1f} times faster, {our_seconds:.1f} s beside {their_seconds:.1f} s "
-        f"(features {found.seconds[0]:.1f} s, head {found.seconds[1]:.1f} s); held-out accuracy "
-        f"{found.history[-1]['val_accuracy']:.3f} and {history['val_accuracy'][-1]:.3f}",
+        f"probe, {epochs} epochs: {their_seconds / our_seconds:.1f} times faster, "
+        f"{our_seconds:.1f} s instead of {their_seconds:.1f} s "
+        f"(features {result.seconds[0]:.1f} s, head {result.seconds[1]:.1f} s); held-out accuracy "
+        f"{result.history[-1]['val_accuracy']:.3f} and {history['val_accuracy'][-1]:.3f}",
         flush=True,
     )
 
 
 def main() -> None:
-    """Measure, print the ratios, write every round."""
+    """Measure, print the ratios, write each round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of photos to cut; drawn textures otherwise")
-    parser.add_argument("--archive", help="weights that both sides start from; random ones otherwise")
+    parser.add_argument("--images", type=Path, help="folder of photos to crop; default: drawn textures")
+    parser.add_argument("--archive", help="weights that both sides start from; default: random")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--photos", type=int, default=1024)
     parser.add_argument("--epochs", type=int, nargs="*", default=[10, 50], help="of the linear probe")
@@ -212,9 +213,9 @@ def main() -> None:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as home:
         sources = [read_image(path) for path in find_images(options.images)] if options.images else textures()
-        photos, judged = Path(home, "photos"), Path(home, "judged")
+        photos, test_photos = Path(home, "photos"), Path(home, "judged")
         write_photos(photos, sources, options.photos, 0)
-        write_photos(judged, sources, options.photos // 4, 1)
+        write_photos(test_photos, sources, options.photos // 4, 1)
         sides = Sides(photos, len(sources), options.archive)
         steps = steps_per_epoch(options.photos, BATCH)
         if {"step", "pipeline"} & set(options.only):
@@ -223,26 +224,26 @@ def main() -> None:
                 "keras": sides.their_step("auto"),
                 "keras without XLA": sides.their_step(False),
             }
-            step = in_turns(calls, 4 * options.rounds, rows, "step")
+            step = interleaved(calls, 4 * options.rounds, rows, "step")
             for name in ("keras", "keras without XLA"):
-                show(f"step, ours over {name}", step["mnv2_keras"], step[name])
+                show(f"step, ours / {name}", step["mnv2_keras"], step[name])
         if "pipeline" in options.only:
             calls = {"decoding": sides.our_pipeline(False), "decoded": sides.our_pipeline(True)}
             consumed = [statistics.median(step["mnv2_keras"]) * steps] * options.rounds
-            found = in_turns(calls, options.rounds, rows, "pipeline")
-            show("pipeline, what steps take over what the first epoch's batches take", consumed, found["decoding"])
-            show("pipeline, the same with photos that are decoded", consumed, found["decoded"])
+            seconds = interleaved(calls, options.rounds, rows, "pipeline")
+            show("pipeline, time of the steps / time of the batches in the first epoch", consumed, seconds["decoding"])
+            show("pipeline, time of the steps / time of the batches with decoded photos", consumed, seconds["decoded"])
         if "epoch" in options.only:
             calls = {
                 "mnv2_keras": sides.our_epoch(),
                 "keras": sides.their_epoch(cached=False),
                 "keras with cache()": sides.their_epoch(cached=True),
             }
-            found = in_turns(calls, options.rounds, rows, "epoch")
+            seconds = interleaved(calls, options.rounds, rows, "epoch")
             for name in ("keras", "keras with cache()"):
-                show(f"epoch, {name} over ours", found[name], found["mnv2_keras"])
+                show(f"epoch, {name} / ours", seconds[name], seconds["mnv2_keras"])
         for epochs in options.epochs if "probe" in options.only else ():
-            probe(photos, judged, len(sources), options.archive, epochs, rows)
+            probe(photos, test_photos, len(sources), options.archive, epochs, rows)
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""MobileNetV2 in TensorFlow and Keras 3, matching Google's TF-Slim to the last bit that floating point allows.
+"""MobileNetV2 in TensorFlow and Keras 3 that computes what Google's TF-Slim computes, within float32 rounding.
 
-Importing the package is cheap: TensorFlow and Keras come with the first name that needs them.
+Importing the package is fast: TensorFlow and Keras are imported with the first name that needs them.
 """
 
 import importlib
@@ -53,7 +53,7 @@ _HOME = {
     "training.segmentation": ["SegmentationRecipe", "train_segmenter"],
     "training.state": ["DivergedError", "WorkerLostError"],
 }
-#: Old public names: they work for this release, with a DeprecationWarning.
+#: Old public name to new one. Old names work in this release, with a DeprecationWarning.
 _RENAMED = {"Diverged": "DivergedError", "WorkerLost": "WorkerLostError", "shipped_file": "bundled_file"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -61,7 +61,7 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str):
-    if name == "analysis":  # a module to be used as one: mnv2_keras.analysis.table_3()
+    if name == "analysis":  # a module of which users call functions: mnv2_keras.analysis.table_3()
         return importlib.import_module(f"{__name__}.analysis")
     if name in _RENAMED:
         from mnv2_keras.deprecation import warn_renamed

@@ -1,4 +1,4 @@
-"""`mnv2 summary`: Table 2 with shapes and costs, from the plan alone."""
+"""`mnv2 summary`: Table 2 with shapes and costs, computed from the plan."""
 
 from typing import Annotated
 
@@ -12,19 +12,24 @@ from mnv2_keras.cli.options import Json, image_size
 
 def summary(
     alpha: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
-    resolution: Annotated[str, typer.Option(help="Pixels, or HEIGHTxWIDTH.")] = "224",
-    channels: Annotated[int, typer.Option(help="Channels of the image.")] = 3,
+    resolution: Annotated[str, typer.Option(help="Input size in pixels, or HEIGHTxWIDTH.")] = "224",
+    channels: Annotated[int, typer.Option(help="Channels of the input image.")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes; 0 for pooled features.")] = 1001,
-    output_stride: Annotated[int | None, typer.Option(help="Turn strides into dilation once this is reached.")] = None,
+    output_stride: Annotated[
+        int | None, typer.Option(help="From this stride on, use dilation in place of strides.")
+    ] = None,
     finegrain: Annotated[
-        bool, typer.Option("--finegrain/--no-finegrain", help="Keep the last convolution at 1280 for alpha below 1.")
+        bool,
+        typer.Option(
+            "--finegrain/--no-finegrain", help="For alpha below 1, keep 1280 channels in the last convolution."
+        ),
     ] = True,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's own figures beside computed ones instead.")
+        bool, typer.Option("--paper", help="Show the paper's tables and the computed values instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show Table 2 of the paper with shapes, parameters and multiply-adds for every row. Needs no TensorFlow.
+    """Show Table 2 of the paper with shapes, parameters and multiply-adds of each row, without TensorFlow.
 
     Example: mnv2 summary --alpha 0.75 --resolution 160
     """
@@ -61,8 +66,8 @@ def summary(
         )
     out.print(table)
     out.print(
-        "Parameters are kernels and biases, as published tables count them; memory is the largest sum of tensors that live at "
-        "once, in 32-bit floats.",
+        "Parameters are kernels and biases, as in published tables. Memory is the largest total size of the tensors that exist at "
+        "the same time, in float32.",
         style="dim",
     )
 
@@ -74,9 +79,7 @@ def _paper(as_json: bool) -> None:
     if as_json:
         print_json([row.as_dict() for row in rows])
         return
-    table = Table(
-        "table", "row", "published", "computed", "how they go together", title="arXiv:1801.04381", show_lines=True
-    )
+    table = Table("table", "row", "published", "computed", "explanation", title="arXiv:1801.04381", show_lines=True)
     for row in rows:
         published = "\n".join(f"{key} {value}" for key, value in row.published.items())
         computed = "\n".join(f"{key} {value:,}" for key, value in row.computed.items())
