@@ -29,8 +29,8 @@ from mnv2_keras.data.batches import steps_per_epoch, training_batches
 from mnv2_keras.data.classification import read_examples
 from mnv2_keras.images import find_images, read_image
 from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.training.classification import ClassificationStep
 from mnv2_keras.training.linear_probe import linear_probe
-from mnv2_keras.training.loop import Step
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
 
 BATCH, SIDE = 32, 96
@@ -94,8 +94,8 @@ class Sides:
 
     def our_step(self):
         """A training step on one fixed batch."""
-        step = Step(both_models(self.classes, self.archive)[0], self.recipe)
-        return lambda: step(*self.batch, tf.ones(BATCH), 1).numpy()
+        step = ClassificationStep(both_models(self.classes, self.archive)[0], self.recipe)
+        return lambda: step((*self.batch, tf.ones(BATCH)), 1).numpy()
 
     def their_step(self, xla: bool | str):
         """The function that Keras' `fit` calls, with the same optimiser, batch and tf.data options; "auto" compiles with XLA."""
@@ -110,12 +110,12 @@ class Sides:
     def our_epoch(self):
         """An epoch from files to trained weights, with random crops and flips. Decoded photos stay in memory, as in `train`."""
         examples = read_examples(self.photos)
-        step = Step(both_models(self.classes, self.archive)[0], self.recipe)
+        step = ClassificationStep(both_models(self.classes, self.archive)[0], self.recipe)
 
         def run():
             batches = training_batches(examples, BATCH, AUGMENTATIONS["flip"], self.recipe.size)
             for number, (images, labels, weights) in enumerate(batches, 1):
-                step(images, labels, weights, number).numpy()
+                step((images, labels, weights), number).numpy()
 
         return run
 

@@ -339,6 +339,7 @@ def detection_batches(
     repeat: bool = True,
     seed: int = 0,
     broken: dict[str, str] | None = None,
+    start: int = 0,
 ):
     """Batches for training: preprocessed images, and their objects padded to one length.
 
@@ -346,10 +347,13 @@ def detection_batches(
         examples: anything that yields `DetectionExample`s each time it is iterated over. Crowds are left out.
         size: (height, width) of the network's input.
         batch: images in a batch; a last, smaller one is left out.
-        augment: `(image, boxes, classes) -> the same`, on TensorFlow tensors before resizing (see `augmentation`).
-        repeat: go through the examples for ever, shuffled, or once, in order.
-        seed: of the shuffling.
+        augment: `(image, boxes, classes, seed) -> image, boxes, classes`, on TensorFlow tensors before resizing (see
+            `augmentation`).
+        repeat: go through the examples endlessly, shuffled, or once, in order.
+        seed: of the order, and of the augmentation; an example's draws depend on its place in the stream only.
         broken: filled with the photos that cannot be read, and why; they are left out.
+        start: the batch to start with, as if those before had been taken. For that, photos of a sequence are read once at most
+            (to know which can be read), those of a stream as often as they were.
 
     Returns:
         A `tf.data.Dataset` of (float32 (B, H, W, 3) in [-1, 1], `{"boxes", "classes", "num"}`).
@@ -366,31 +370,55 @@ def detection_batches(
     if next(iter(examples), None) is None:
         raise ValueError("There are no images to train on: check the annotations and the folder.")
 
-    def rows():
-        for example in examples:
-            counted = ~example.crowd
-            try:
-                pixels = example.pixels()
-            except (ImageError, OSError) as error:
-                broken[str(example.image)] = str(error)
+    def row(example):
+        counted = ~example.crowd
+        try:
+            return example.pixels(), example.boxes[counted], example.classes[counted]
+        except (ImageError, OSError) as error:
+            broken[str(example.image)] = str(error)
+            return None
+
+    def mixed(dataset):
+        return dataset.shuffle(256, seed=seed, reshuffle_each_iteration=True).repeat() if repeat else dataset
+
+    def from_stream():
+        yield from filter(None, map(row, examples))
+
+    def from_sequence():
+        readable, unreadable, left = set(), set(), start * batch
+        for number in map(int, order.as_numpy_iterator()):
+            if number in unreadable:
                 continue
-            yield pixels, example.boxes[counted], example.classes[counted]
+            content = None
+            if not left or number not in readable:
+                content = row(examples[number])
+                (unreadable if content is None else readable).add(number)
+            if len(unreadable) == len(examples):
+                return
+            if number in readable and left:
+                left -= 1
+            elif content:
+                yield content
 
     signature = (
         tf.TensorSpec((None, None, 3), tf.uint8),
         tf.TensorSpec((None, 4), tf.float32),
         tf.TensorSpec((None,), tf.int32),
     )
-    dataset = tf.data.Dataset.from_generator(rows, output_signature=signature)
-    if repeat:
-        dataset = dataset.shuffle(256, seed=seed, reshuffle_each_iteration=True).repeat()
+    if hasattr(examples, "__getitem__"):
+        order = mixed(tf.data.Dataset.range(len(examples)))
+        dataset = tf.data.Dataset.from_generator(from_sequence, output_signature=signature)
+    else:
+        dataset = mixed(tf.data.Dataset.from_generator(from_stream, output_signature=signature)).skip(start * batch)
 
-    def prepare(image, boxes, classes):
+    def prepare(number, example):
+        image, boxes, classes = example
         if augment is not None:
-            image, boxes, classes = augment(image, boxes, classes)
+            place = tf.stack([tf.cast(seed, tf.int64), number + start * batch])
+            image, boxes, classes = augment(image, boxes, classes, place)
         image = preprocess_detection_image(image, size)
         return tf.ensure_shape(image, (*size, 3)), {"boxes": boxes, "classes": classes, "num": tf.shape(classes)[0]}
 
     shapes = ((*size, 3), {"boxes": (None, 4), "classes": (None,), "num": ()})
-    dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
+    dataset = dataset.enumerate().map(prepare, num_parallel_calls=2, deterministic=True)
     return dataset.padded_batch(batch, shapes, drop_remainder=repeat).prefetch(2).with_options(options())

@@ -96,11 +96,15 @@ class _Drawn:
     def __len__(self) -> int:
         return self.count
 
+    def __getitem__(self, number: int) -> DetectionExample:
+        if number not in range(self.count):
+            raise IndexError(number)
+        if number not in self.kept:
+            self.kept[number] = draw_shapes(self.first + number, self.side)
+        return self.kept[number]
+
     def __iter__(self) -> Iterator[DetectionExample]:
-        for seed in range(self.first, self.first + self.count):
-            if seed not in self.kept:
-                self.kept[seed] = draw_shapes(seed, self.side)
-            yield self.kept[seed]
+        return map(self.__getitem__, range(self.count))
 
 
 #: Seeds of training and of held-out images never meet.

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from mnv2_keras.checks import real_number
+
 
 class MovingAverages:
     """Exponential moving averages of some variables.
@@ -19,11 +21,7 @@ class MovingAverages:
     """
 
     def __init__(self, variables: Sequence[keras.Variable], decay: float = 0.9999):
-        if not 0 <= decay < 1:
-            raise ValueError(
-                f"The decay of the averages is {decay}: expected a number from 0 to below 1, such as 0.9999."
-            )
-        self.decay = decay
+        self.decay = real_number("decay", decay, 0, 1, below=True, note=", such as 0.9999")
         self.variables = list(variables)
         self.averages = [
             keras.Variable(tf.convert_to_tensor(variable.value), trainable=False, name="average")
@@ -39,12 +37,16 @@ class MovingAverages:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The variables hold their averages for the time being, to evaluate or to save them."""
-        kept = [variable.numpy() for variable in self.variables]
-        for variable, average in zip(self.variables, self.averages, strict=True):
-            variable.assign(average.numpy())
+        """A context in which the variables hold their averages, to evaluate or to save them."""
+        weights = [variable.numpy() for variable in self.variables]
+        self.assign()
         try:
             yield
         finally:
-            for variable, value in zip(self.variables, kept, strict=True):
+            for variable, value in zip(self.variables, weights, strict=True):
                 variable.assign(value)
+
+    def assign(self) -> None:
+        """Give the variables their averages."""
+        for variable, average in zip(self.variables, self.averages, strict=True):
+            variable.assign(average.numpy())

@@ -1,4 +1,4 @@
-"""The training of a detector or segmenter drawn: the losses, and what held-out images say."""
+"""A training drawn: losses, figures of held-out images, learning rate."""
 
 import logging
 from importlib.util import find_spec
@@ -8,8 +8,18 @@ from mnv2_keras.export.report import save_plot
 
 log = logging.getLogger(__name__)
 
-_LOSSES = ("loss", "classification", "localization", "l2")
-_JUDGED = {"AP50": "mAP at IoU 0.5", "AP": "COCO AP", "mean_iou": "mean IoU"}
+#: Columns of a history's rows, for each panel: label of the axis, and column to label of the line.
+_PANELS = {
+    "loss": {name: name for name in ("loss", "val_loss", "classification", "localization", "l2")},
+    "on held-out images": {
+        "accuracy": "accuracy in training",
+        "val_accuracy": "accuracy",
+        "AP50": "mAP at IoU 0.5",
+        "AP": "COCO AP",
+        "mean_iou": "mean IoU",
+    },
+    "learning rate": {"learning_rate": "learning rate"},
+}
 
 
 def can_draw(path: str | Path) -> bool:
@@ -24,7 +34,11 @@ def can_draw(path: str | Path) -> bool:
 
 
 def plot_training(rows: list[dict], path: str | Path) -> Path:
-    """A PNG of the rows of a training: `step`, losses, and figures of held-out images where there are any.
+    """Draw the rows of a history, as `fit` returns them, over its epochs or steps.
+
+    Args:
+        rows: at least one.
+        path: of the PNG or SVG.
 
     Returns:
         The path.
@@ -32,21 +46,16 @@ def plot_training(rows: list[dict], path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    panels = {label: [name for name in lines if name in rows[-1]] for label, lines in _PANELS.items()}
+    panels = {label: names for label, names in panels.items() if names}
+    figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
-    judged = [name for name in _JUDGED if name in rows[0]]
-    axes = figure.subplots(1, 1 + bool(judged), squeeze=False)[0]
-    steps = [row["step"] for row in rows]
-    for name in _LOSSES:
-        if name in rows[0]:
-            axes[0].plot(steps, [row[name] for row in rows], label=name)
-    axes[0].set(xlabel="step", ylabel="loss", yscale="log")
-    for name in judged:
-        axes[1].plot(steps, [row[name] for row in rows], label=_JUDGED[name])
-    if judged:
-        axes[1].set(xlabel="step", ylabel="on held-out images", ylim=(0, 1))
-    for each in axes:
-        each.grid(alpha=0.3)
-        each.legend()
-    return save_plot(figure, path)
+    unit = "epoch" if "epoch" in rows[0] else "step"
+    for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name in names:
+            points = [(row[unit], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=_PANELS[label][name])
+        axes.set(xlabel=unit, ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return save_plot(figure, Path(path))

@@ -1,76 +1,70 @@
-"""Training of detectors: recipes as data, and the loop that follows them."""
+"""Training of detectors: recipes as data, their step, their run."""
 
-import dataclasses
-import math
-import time
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from mnv2_keras.boxes import ssd_anchors
+from mnv2_keras.deprecation import renamed_arguments
+from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
 from mnv2_keras.networks.endpoints import check_input
 from mnv2_keras.training.detection_loss import detection_loss
-from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
-from mnv2_keras.training.history import write_csv
-from mnv2_keras.training.optimizer import SlimRMSprop
-from mnv2_keras.training.state import DivergedError
+from mnv2_keras.training.distribution import check_batch, own_part
+from mnv2_keras.training.fit import Progress, fit
+from mnv2_keras.training.recipes import TrainingRecipe
+from mnv2_keras.training.schedule import Schedule
+from mnv2_keras.training.state import RunFolder
+from mnv2_keras.training.step import TrainingStep, building, network_shapes
 
 
-@dataclasses.dataclass(frozen=True)
-class DetectionRecipe:
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(TrainingRecipe):
     """How a detector is trained.
 
     Attributes:
         alpha, side: of the network, and of its square input in pixels.
-        batch, steps: images in a step, and steps.
-        optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root) or "adam".
-        learning_rate: at the start, or after the warm-up.
-        decay: "staircase", 0.95 every `decay_steps`, or "cosine", to zero at the end.
-        decay_steps: of the staircase.
-        warmup: steps of a learning rate that rises from zero.
+        steps: batches in total.
+        schedule: "staircase", times `decay` every `decay_steps`, or "cosine", to zero at the end.
+        decay, decay_steps: of the staircase.
         weight_decay, batch_norm_momentum, min_depth: of the network.
         flip, crop: whether images are mirrored, and cropped as SSD does.
+        (the others): as in `TrainingRecipe`.
     """
 
     alpha: float
     side: int
-    batch: int
     steps: int
-    optimizer: str
-    learning_rate: float
-    decay: str
-    decay_steps: int = 0
-    warmup: int = 0
+    schedule: str = "staircase"
+    decay: float = 0.95
+    decay_steps: int = 1
     weight_decay: float = 4e-5
     batch_norm_momentum: float = 0.9997
     min_depth: int = 16
     flip: bool = True
     crop: bool = True
 
-    def schedule(self) -> Callable[[int], float]:
+    def __post_init__(self):
+        if isinstance(self.decay, str):
+            warnings.warn(
+                "decay is the factor of the staircase now: the kind of schedule is given as schedule; strings are not accepted "
+                "in the next release.",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            object.__setattr__(self, "schedule", self.decay)
+            object.__setattr__(self, "decay", 0.95)
+        super().__post_init__()
+
+    def learning_rates(self) -> Schedule:
         """The learning rate of each step."""
-
-        def rate(step: int) -> float:
-            if step < self.warmup:
-                return self.learning_rate * (step + 1) / self.warmup
-            if self.decay == "staircase":
-                return self.learning_rate * 0.95 ** (step // self.decay_steps)
-            done = (step - self.warmup) / max(1, self.steps - self.warmup)
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-        return rate
-
-    def make_optimizer(self, variables) -> keras.optimizers.Optimizer:
-        """A fresh optimiser for these variables."""
-        if self.optimizer == "adam":
-            optimizer = keras.optimizers.Adam(self.learning_rate)
-            optimizer.build(variables)
-            return optimizer
-        optimizer = SlimRMSprop(self.learning_rate)
-        optimizer.build(variables)
-        return optimizer
+        stairs = {"decay": self.decay, "decay_every": self.decay_steps}
+        return Schedule(self.schedule, self.learning_rate, self.steps, warmup=self.warmup, **stairs)
 
 
 #: The published training of `ssdlite_mobilenet_v2_coco` and `ssd_mobilenet_v2_coco`. `mnv2 train detection --recipe paper
@@ -82,7 +76,7 @@ PAPER = DetectionRecipe(
     steps=200_000,
     optimizer="rmsprop",
     learning_rate=0.004,
-    decay="staircase",
+    schedule="staircase",
     decay_steps=800_720,
 )
 #: Drawn shapes on a trained classifier's backbone: `mnv2 train detection --shapes --weights imagenet`, eleven minutes on two
@@ -94,7 +88,7 @@ SHAPES = DetectionRecipe(
     steps=2_000,
     optimizer="adam",
     learning_rate=1e-3,
-    decay="cosine",
+    schedule="cosine",
     warmup=50,
     batch_norm_momentum=0.97,
     crop=False,
@@ -102,79 +96,98 @@ SHAPES = DetectionRecipe(
 RECIPES = {"paper": PAPER, "shapes": SHAPES}
 
 
+def build(recipe: DetectionRecipe, classes: int, **options) -> keras.Model:
+    """The recipe's network, fresh from its seed or with weights, in its mixed precision.
+
+    Args:
+        recipe: how it will be trained.
+        classes: of the data, without the background.
+        options: of `build_ssdlite_mobilenetv2`, such as `weights` and `separable`.
+    """
+    with building(recipe):
+        return build_ssdlite_mobilenetv2(
+            recipe.alpha,
+            (recipe.side, recipe.side, 3),
+            classes=classes,
+            min_depth=recipe.min_depth,
+            batch_norm_momentum=recipe.batch_norm_momentum,
+            weight_decay=recipe.weight_decay,
+            **options,
+        )
+
+
+class DetectionStep(TrainingStep):
+    """A step on images (B, H, W, 3) and their objects (see `detection_batches`).
+
+    It returns the loss and its parts: `localization`, `classification` and `l2`.
+
+    Args:
+        model: a detector.
+        recipe: how.
+        anchors: (A, 4).
+    """
+
+    names = ("localization", "classification", "l2")
+
+    def __init__(self, model: keras.Model, recipe: DetectionRecipe, anchors):
+        super().__init__(model, model, recipe)
+        self.anchors = tf.constant(anchors)
+
+    def loss(self, images, truth):
+        outputs = {name: tf.cast(value, tf.float32) for name, value in self.fused(images, training=True).items()}
+        losses = detection_loss(outputs, truth, self.anchors, self.over_replicas)
+        parts = [losses["localization"], losses["classification"], self.l2()]
+        # Mining passes over anchors whose loss is NaN: the sum over all of them tells.
+        total = tf.add_n(parts) + tf.stop_gradient(0.0 * tf.reduce_sum(losses["anchorwise_classification"]))
+        return total, parts
+
+
+@renamed_arguments(log=("folder", lambda log: None if log is None else Path(log).parent))
 def train_detector(
     model: keras.Model,
-    batches,
+    batches: Iterable | Callable[[int], Iterable],
     recipe: DetectionRecipe,
     *,
     anchors=None,
     evaluate: Callable[[], dict] | None = None,
     every: int = 500,
-    log: str | Path | None = None,
-    progress: Callable[[dict], None] | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[dict]:
-    """Train a detector by a recipe.
+    """Train a detector by a recipe. Call it within `strategy.scope()` to use several devices or machines.
 
     Args:
         model: of `build_ssdlite_mobilenetv2`, with the recipe's weight decay and momentum.
-        batches: endless, of images and objects (see `detection_batches`).
+        batches: of images and objects, endless and the same for the same seed (see `detection_batches`). Or a function that
+            gives the batches from a step on, such as `lambda start: detection_batches(..., start=start)`: a resumed run need
+            not read those before.
         recipe: how.
         anchors: (A, 4); None for those of the model's input.
-        evaluate: called every so many steps and in the end; what it returns is added to that row.
-        every: steps between rows.
-        log: a CSV file to write the rows to, as they come.
-        progress: called with each row.
+        evaluate: called at the end of each round; what it returns is added to the round's row.
+        every: steps of a round; the last round may be shorter.
+        folder: of the run: `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed),
+            `tensorboard/`, `recipe.json`. None writes nothing.
+        resume: resume the run in this folder (on CPUs to the same bits); it starts from the beginning if no round was finished.
+        progress: called after each step and each round.
 
     Returns:
-        Rows of `step`, `localization`, `classification` and `l2` (means since the row before), `learning_rate`, `seconds`
-        (wall time since the start, evaluation included) and what `evaluate` says.
+        A row for each round, see `fit`; the parts of its loss are `localization`, `classification` and `l2`.
 
     Raises:
-        DivergedError: a loss is NaN or infinite; the message says at which step.
-        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255.
+        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255; the folder holds another run,
+            or a run without `resume`.
+        DivergedError, WorkerLostError, OSError: as in `fit`.
     """
     check_input(model)
-    anchors = tf.constant(ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors)
-    twin, variables = with_fused_batch_norm(model), model.trainable_variables
-    optimizer, rate = recipe.make_optimizer(variables), recipe.schedule()
+    anchors = ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors
+    strategy = tf.distribute.get_strategy()
+    check_batch(recipe.batch, strategy)
+    identity = recipe.identity() | {"anchors": len(anchors), "network": network_shapes(model)}
+    run = RunFolder(folder, identity, resume, {"recipe.json": recipe.as_json()})
 
-    @tf.function(reduce_retracing=True)
-    def step(images, truth):
-        with tf.GradientTape() as tape:
-            losses = detection_loss(twin(images, training=True), truth, anchors)
-            parts = tf.stack([losses["localization"], losses["classification"], tf.add_n([0.0, *twin.losses])])
-            total = tf.reduce_sum(parts)
-        # Mining passes over anchors whose loss is NaN: the sum over all of them tells.
-        parts += 0.0 * tf.reduce_sum(losses["anchorwise_classification"])
-        optimizer.apply(tape.gradient(total, variables), variables)
-        return parts
+    def remaining(done: int):
+        return own_part(batches(done) if callable(batches) else islice(batches, done, None), strategy)
 
-    rows, sums, since, start = [], tf.zeros(3), 0, time.monotonic()
-    iterator = iter(batches)
-    for number in range(recipe.steps):
-        optimizer.learning_rate.assign(rate(number))
-        try:
-            images, truth = next(iterator)
-        except StopIteration:
-            raise ValueError(
-                f"The batches end after {number} steps, the recipe has {recipe.steps}: repeat them, of photos that can be read."
-            ) from None
-        sums, since = sums + step(images, truth), since + 1
-        if (number + 1) % every and number + 1 < recipe.steps:
-            continue
-        means = (sums / since).numpy().tolist()
-        if not all(map(math.isfinite, means)):
-            raise DivergedError(
-                f"The loss is {sum(means)} within the {since} steps up to {number + 1}: lower the learning rate "
-                f"({rate(number):.3g}), or check the images and boxes for NaN."
-            )
-        row = {"step": number + 1, **dict(zip(("localization", "classification", "l2"), means, strict=True))}
-        row |= {"learning_rate": rate(number), **(evaluate() if evaluate else {})}
-        row["seconds"] = round(time.monotonic() - start, 1)
-        rows.append(row)
-        sums, since = tf.zeros(3), 0
-        if log is not None:
-            write_csv(Path(log), rows)
-        if progress is not None:
-            progress(row)
-    return rows
+    step = DetectionStep(model, recipe, anchors)
+    return fit(step, remaining, recipe.learning_rates(), run, evaluate, every=every, progress=progress)

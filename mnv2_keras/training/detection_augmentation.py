@@ -14,13 +14,14 @@ ASPECT_RATIOS, AREAS = (0.5, 2.0), (0.1, 1.0)
 UNCROPPED = 0.15
 
 
-def random_horizontal_flip(image, boxes, classes):
+def random_horizontal_flip(image, boxes, classes, seed):
     """Mirror every second image.
 
     Args:
         image: (H, W, C).
         boxes: float32 (N, 4): ymin, xmin, ymax, xmax as parts of the image.
         classes: (N,).
+        seed: two integers, which give every draw.
 
     Returns:
         The same three.
@@ -30,7 +31,7 @@ def random_horizontal_flip(image, boxes, classes):
         ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
         return tf.reverse(image, [1]), tf.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1)
 
-    image, boxes = tf.cond(tf.random.uniform([]) < 0.5, flipped, lambda: (image, boxes))
+    image, boxes = tf.cond(tf.random.stateless_uniform([], seed) < 0.5, flipped, lambda: (image, boxes))
     return image, boxes, classes
 
 
@@ -60,17 +61,20 @@ def crop_to_window(image, boxes, classes, window, least_kept):
     return image[ymin:ymax, xmin:xmax], tf.boolean_mask(cut, stays), tf.boolean_mask(classes, stays)
 
 
-def ssd_random_crop(image, boxes, classes):
+def ssd_random_crop(image, boxes, classes, seed):
     """Cut most images at a random window of 0.1 to 1 of their area, so that objects come in all sizes and partly hidden.
 
     Args, returns: as in `random_horizontal_flip`; the image gets smaller.
     """
-    least_covered = tf.gather(tf.constant(LEAST_COVERED), tf.random.uniform([], 0, len(LEAST_COVERED), tf.int32))
+    seeds = tf.random.split(seed, 3)
+    drawn = tf.random.stateless_uniform([], seeds[0], 0, len(LEAST_COVERED), tf.int32)
+    least_covered = tf.gather(tf.constant(LEAST_COVERED), drawn)
 
     def cropped():
-        _, _, window = tf.image.sample_distorted_bounding_box(
+        _, _, window = tf.image.stateless_sample_distorted_bounding_box(
             tf.shape(image),
             tf.clip_by_value(boxes, 0.0, 1.0)[None],
+            seeds[1],
             min_object_covered=least_covered,
             aspect_ratio_range=ASPECT_RATIOS,
             area_range=AREAS,
@@ -80,16 +84,16 @@ def ssd_random_crop(image, boxes, classes):
         return crop_to_window(image, boxes, classes, window[0, 0], least_covered)
 
     # As in the genuine program, a crop is taken where the draw is above the share of whole images.
-    return tf.cond(tf.random.uniform([]) > UNCROPPED, cropped, lambda: (image, boxes, classes))
+    return tf.cond(tf.random.stateless_uniform([], seeds[2]) > UNCROPPED, cropped, lambda: (image, boxes, classes))
 
 
 def augmentation(flip: bool = True, crop: bool = True):
     """The two, one after the other, as `detection_batches` takes them; None for neither."""
-    steps = [step for step, wanted in ((random_horizontal_flip, flip), (ssd_random_crop, crop)) if wanted]
+    steps = [step for step, chosen in ((random_horizontal_flip, flip), (ssd_random_crop, crop)) if chosen]
 
-    def augment(image, boxes, classes):
-        for step in steps:
-            image, boxes, classes = step(image, boxes, classes)
+    def augment(image, boxes, classes, seed):
+        for number, step in enumerate(steps):
+            image, boxes, classes = step(image, boxes, classes, tf.random.fold_in(seed, number))
         return image, boxes, classes
 
     return augment if steps else None

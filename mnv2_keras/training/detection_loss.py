@@ -96,13 +96,14 @@ def hard_examples(boxes, class_losses, positive):
     return tf.map_fn(mined, (boxes, class_losses, positive), fn_output_signature=tf.bool)
 
 
-def detection_loss(outputs: dict, truth: dict, anchors) -> dict:
+def detection_loss(outputs: dict, truth: dict, anchors, total=lambda count: count) -> dict:
     """The loss of a batch, without L2 (which is the model's own, `model.losses`).
 
     Args:
         outputs: the model's, `box_encodings` (B, A, 4) and `class_predictions_with_background` (B, A, classes + 1).
         truth: `boxes` (B, M, 4) corners as parts of the image, `classes` (B, M) 0-based, `num` (B,) how many are real.
         anchors: (A, 4).
+        total: number of positives in these images to that in the whole batch, where several devices share it.
 
     Returns:
         `localization` and `classification`, float32 scalars: Huber's loss of the box codes of the positives, and sigmoid
@@ -119,7 +120,7 @@ def detection_loss(outputs: dict, truth: dict, anchors) -> dict:
     classification = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets.classes, logits), axis=-1)
     boxes = decode_boxes(tf.stop_gradient(encodings), anchors)
     mined = hard_examples(boxes, tf.stop_gradient(classification), positive)
-    scale = 1.0 / tf.maximum(tf.reduce_sum(tf.cast(positive, tf.float32)), 1.0)
+    scale = 1.0 / tf.maximum(total(tf.reduce_sum(tf.cast(positive, tf.float32))), 1.0)
 
     def count(mask):
         return tf.reduce_sum(tf.cast(mask & mined, tf.int32), axis=1)

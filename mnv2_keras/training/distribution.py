@@ -7,7 +7,7 @@ it is put together from the job's variables. Without either, all GPUs of this ma
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 #: Where SLURM's tasks meet, unless `MNV2_PORT` says otherwise.
 PORT = 12_345
@@ -101,3 +101,54 @@ def start():
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def workers_of(strategy) -> int:
+    """How many processes take part."""
+    return getattr(strategy.extended, "_num_workers", 1)
+
+
+def place(strategy) -> tuple[int, int]:
+    """Number of this worker, and of all of them."""
+    resolver, workers = strategy.cluster_resolver, workers_of(strategy)
+    return (resolver.task_id or 0, workers) if resolver and workers > 1 else (0, 1)
+
+
+def check_batch(batch: int, strategy) -> None:
+    """Check that the devices can share a batch.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    devices = strategy.num_replicas_in_sync
+    if batch % devices:
+        raise ValueError(f"A batch of {batch} cannot be shared by {devices} devices: choose a multiple of {devices}.")
+
+
+def own_part(batches: Iterable, strategy) -> Iterator:
+    """This worker's part of each batch: nested structures of tensors or arrays."""
+    import tensorflow as tf
+
+    worker, workers = place(strategy)
+    for batch in batches:
+        if workers == 1:
+            yield batch
+        else:
+            yield tf.nest.map_structure(lambda array: tf.split(array, workers)[worker], batch)
+
+
+def check_same_start(strategy, steps: int, folder) -> None:
+    """Check that all workers begin with the same step: otherwise gradients of different weights would be added up.
+
+    Raises:
+        ValueError: they do not.
+    """
+    import tensorflow as tf
+
+    own = tf.function(lambda: tf.constant([steps]))
+    starts = strategy.gather(strategy.run(own), axis=0).numpy()
+    if len(set(starts.tolist())) > 1:
+        raise ValueError(
+            f"The workers have {', '.join(map(str, starts))} finished steps: all of them have to see the same {folder}. Choose "
+            "a folder that they share."
+        )

@@ -21,10 +21,12 @@ from mnv2_keras.export.litert import PRECISIONS, export_litert
 from mnv2_keras.networks.backbone import ConvConfig
 from mnv2_keras.networks.classifier import classification
 from mnv2_keras.networks.endpoints import blocks, endpoints, freeze
-from mnv2_keras.training import loop
+from mnv2_keras.training.classification import train
 from mnv2_keras.training.curves import can_draw
+from mnv2_keras.training.fit import Progress
 from mnv2_keras.training.linear_probe import linear_probe
 from mnv2_keras.training.recipes import FINETUNE, LINEAR_PROBE, Recipe
+from mnv2_keras.training.state import check_folder
 from mnv2_keras.weights import save_model
 
 #: Photos an int8 export is calibrated on.
@@ -99,7 +101,7 @@ def finetune(
     precision: str = "float32",
     resume: bool = False,
     data_name: str = "",
-    progress: Callable[[loop.Progress], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
     features: Callable[[int, int], None] | None = None,
 ) -> Finetuned:
     """Train a classifier for the classes of a folder, from published weights: the head first, then the last blocks.
@@ -116,7 +118,7 @@ def finetune(
         precision: of the .tflite: "float32", "float16", "dynamic" or "int8" (calibrated on training photos).
         resume: go on where a stopped run was.
         data_name: what the report calls the data.
-        progress: of the second stage, as in `loop.train`.
+        progress: of the second stage, as in `train`.
         features: called with photos done and photos in all, while the first stage computes what the backbone sees in them.
 
     Returns:
@@ -130,7 +132,7 @@ def finetune(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}.")
     if first:
-        loop.check_folder(folder / "blocks", resume)
+        check_folder(folder / "blocks", resume)
     draws = can_draw(folder / "confusion.png")
     training, held_out = read_splits(data, recipe.held_out, recipe.seed)
     keras.utils.set_random_seed(recipe.seed)
@@ -150,7 +152,7 @@ def finetune(
             "first": first,
         }
         own = recipe.changed(network=network)
-        model = loop.train(
+        model = train(
             training, held_out, own, folder / "blocks", model=model, resume=resume, progress=progress
         ).model
     names = training.class_names

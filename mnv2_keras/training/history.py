@@ -1,4 +1,4 @@
-"""A run's course: a row for each epoch, as CSV, as a picture, for TensorBoard."""
+"""A run's history: a row for each round, as CSV, as a figure, for TensorBoard."""
 
 import csv
 import io
@@ -9,44 +9,33 @@ from pathlib import Path
 import tensorflow as tf
 
 from mnv2_keras.atomic import write_bytes, write_text
-from mnv2_keras.export.report import save_plot
+from mnv2_keras.training.curves import plot_training
+
+
+def write_history(folder: Path, rows: list[dict], draw: bool = True) -> None:
+    """Write table and curves of all rows, and TensorBoard's scalars of the last one."""
+    write_csv(folder / "history.csv", rows)
+    if draw:
+        plot_training(rows, folder / "curves.png")
+    write_tensorboard(folder / "tensorboard", rows[-1])
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """All rows, the file replaced as a whole."""
+    """Write all rows to one CSV file (atomically)."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-def write_curves(path: Path, rows: list[dict]) -> None:
-    """Loss, accuracy and learning rate over the epochs, as PNG; without matplotlib there is only the CSV file."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    epochs = [row["epoch"] for row in rows]
-    for axes, names in zip(
-        figure.subplots(1, 3), (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",)), strict=True
-    ):
-        for name in names:
-            axes.plot(epochs, [row[name] for row in rows], marker="." if len(rows) < 30 else None, label=name)
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_plot(figure, path)
-
-
 def write_tensorboard(folder: Path, row: dict) -> None:
-    """One row as scalars for TensorBoard, which need not be installed; each epoch in an event file of its own, whole."""
-    event, step, moment = tf.compat.v1.Event, row["epoch"], time.time()
+    """Write one row as scalars for TensorBoard, which need not be installed: an event file for each row (atomically)."""
+    event, step, moment = tf.compat.v1.Event, row.get("epoch", row.get("step")), time.time()
     values = [
-        tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"
+        tf.compat.v1.Summary.Value(tag=name, simple_value=value)
+        for name, value in row.items()
+        if name not in ("epoch", "step") and value is not None
     ]
     with tempfile.TemporaryDirectory() as place:  # TensorFlow writes records to files only
         draft = Path(place) / "events"

@@ -1,64 +1,106 @@
-"""How classifiers are trained: each recipe one typed record, with its command, its cost and its last measured result."""
+"""How networks are trained: each recipe one typed record, with its command, its cost and its last measured result."""
 
 import dataclasses
-import math
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from mnv2_keras.architecture import Row
+from mnv2_keras.checks import one_of, real_number, whole_number
+from mnv2_keras.training.schedule import KINDS, Schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """What the recipes of all three tasks share.
 
     Attributes:
-        network: arguments of `build_mobilenetv2`, `input_shape` among them.
-        epochs, batch: passes over the images, and images in a step of all workers together.
-        optimizer: "rmsprop" (TensorFlow 1's recurrence) or "adam".
+        batch: images in a step of all workers together.
         learning_rate: at the start, or after the warm-up.
-        schedule: "exponential", times `decay` after each epoch; "cosine", to zero in the end; "constant".
-        decay: of the exponential schedule.
-        warmup: epochs in which the learning rate rises from zero.
-        label_smoothing: what the right class gives away to all of them.
-        average: decay of the weights' moving averages, which are what is judged and saved; None for none.
-        augmentation: of `data.augmentation.AUGMENTATIONS`.
-        held_out: part of each class to judge by, where the data set has no part of its own.
+        schedule: of the learning rate (see `Schedule`).
+        warmup: epochs (classifier) or steps in which the learning rate rises from zero.
+        optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root), "adam" or "momentum".
+        momentum: of the optimizer "momentum".
+        average: decay of the weights' moving averages, which are what is evaluated and saved; None for none.
         mixed_precision: "bfloat16" or "float16" for the layers' arithmetic; None for float32.
         seed: of weights, order, augmentation and dropout.
     """
 
-    network: Mapping
-    epochs: int
     batch: int
+    learning_rate: float
+    schedule: str
+    warmup: float = 0.0
     optimizer: str = "rmsprop"
+    momentum: float = 0.9
+    average: float | None = None
+    mixed_precision: str | None = None
+    seed: int = 0
+
+    #: The field that holds the length of a run.
+    _LENGTH = "steps"
+
+    def __post_init__(self):
+        one_of("optimizer", self.optimizer, ("rmsprop", "adam", "momentum"))
+        one_of("schedule", self.schedule, KINDS)
+        one_of("mixed_precision", self.mixed_precision, (None, "bfloat16", "float16"))
+        whole_number(self._LENGTH, getattr(self, self._LENGTH))
+        whole_number("batch", self.batch)
+        real_number("learning_rate", self.learning_rate, 0, above=True)
+        real_number("warmup", self.warmup, 0)
+        if self.average is not None:
+            real_number("average", self.average, 0, 1, below=True, note=", or None")
+
+    def as_dict(self) -> dict:
+        """As JSON holds it."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def as_json(self) -> str:
+        """The text of a run's `recipe.json`."""
+        return json.dumps(self.as_dict(), indent=1) + "\n"
+
+    def identity(self) -> dict:
+        """What must be the same for a run to be resumed. Where the learning rate does not depend on it, a run may get longer."""
+        about = self.as_dict()
+        if self.schedule in ("constant", "staircase", "exponential"):
+            del about[self._LENGTH]
+        return about
+
+    def changed(self, **options):
+        """The recipe with other settings; what is None stays."""
+        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(TrainingRecipe):
+    """How a classifier is trained.
+
+    Attributes:
+        network: arguments of `build_mobilenetv2`, `input_shape` among them.
+        epochs: passes over the images.
+        schedule: "exponential", times `decay` after each epoch; "cosine", to zero at the end; "constant".
+        decay: of the exponential schedule.
+        label_smoothing: what the right class gives away to all of them.
+        augmentation: of `data.augmentation.AUGMENTATIONS`.
+        held_out: part of each class to judge by, where the data set has no part of its own.
+        (the others): as in `TrainingRecipe`.
+    """
+
+    network: Mapping = dataclasses.field(kw_only=False)
+    epochs: int
     learning_rate: float = 0.045
     schedule: str = "exponential"
     decay: float = 0.98
-    warmup: float = 0.0
     label_smoothing: float = 0.0
     average: float | None = 0.9999
     augmentation: str = "inception"
     held_out: float = 0.2
-    mixed_precision: str | None = None
-    seed: int = 0
+
+    _LENGTH = "epochs"
 
     def __post_init__(self):
-        for name, value, known in (
-            ("optimizer", self.optimizer, ("rmsprop", "adam")),
-            ("schedule", self.schedule, ("exponential", "cosine", "constant")),
-            ("mixed_precision", self.mixed_precision, (None, "bfloat16", "float16")),
-            ("augmentation", self.augmentation, ("inception", "flip", "affine", "none")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(str, known))}.")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}: expected a number from 0 to below 1.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}: expected a number above 0.")
+        super().__post_init__()
+        one_of("augmentation", self.augmentation, ("inception", "flip", "affine", "none"))
+        real_number("label_smoothing", self.label_smoothing, 0, 1, below=True)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,31 +112,22 @@ class Recipe:
         """Of the network's input: 1 or 3."""
         return self.network["input_shape"][2]
 
+    def learning_rates(self, steps: int) -> Schedule:
+        """The learning rate of each step, when an epoch has so many steps."""
+        return Schedule(
+            self.schedule, self.learning_rate, self.epochs, warmup=self.warmup, decay=self.decay, epoch=steps
+        )
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0, when an epoch has so many steps."""
-        epoch = step / steps
-        if epoch < self.warmup:
-            return self.learning_rate * (step + 1) / (self.warmup * steps + 1)
-        if self.schedule == "constant":
-            return self.learning_rate
-        if self.schedule == "exponential":  # a staircase, as in TF-Slim
-            return self.learning_rate * self.decay ** math.floor(epoch)
-        done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
-        return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-    def as_dict(self) -> dict:
-        """As JSON holds it."""
-        about = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return about | {"network": {name: _plain(value) for name, value in self.network.items()}}
-
-    def changed(self, **options) -> "Recipe":
-        """The recipe with other settings; what is None stays."""
-        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+        return self.learning_rates(steps).rate(step)
 
 
 def _plain(value):
-    """Tuples of any depth as the lists JSON makes of them."""
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+    """Tuples and mappings of any depth as the lists and objects that JSON makes of them."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 #: TF-Slim's. `mnv2 train --recipe paper --data imagenet2012 -o runs/paper --epochs 300`: weeks on one GPU, days on 8; not run

@@ -1,68 +1,132 @@
-"""A run's state on disk: all or nothing, and nothing but numbers. And what stops a run."""
+"""The folder of a run: what it takes to resume, stored by the variables' names, and its history. And what stops a run."""
 
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.atomic import write_bytes
+from mnv2_keras.atomic import write_bytes, write_text
+from mnv2_keras.training.curves import can_draw
+from mnv2_keras.training.history import write_history
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more."""
+    """The loss, or a weight, is NaN or infinite."""
 
 
 class WorkerLostError(OSError):
-    """Another worker of a distributed run is gone."""
+    """Another worker of a distributed run does not answer."""
 
 
-def save_state(path: Path, arrays: list[np.ndarray], about: dict) -> None:
-    """Write arrays and a JSON document in one file, all of it or nothing (see `write_bytes`)."""
+def save_state(path: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
+    """Write named arrays and a JSON document to one `.npz` file (atomically, see `write_bytes`)."""
     content = io.BytesIO()
-    np.savez(content, about=np.array(json.dumps(about)), **{f"a{i}": array for i, array in enumerate(arrays)})
+    np.savez(
+        content, **{"about": np.array(json.dumps(about)), **{f"variables/{name}": arrays[name] for name in arrays}}
+    )
     write_bytes(path, content.getvalue())
 
 
-def load_state(path: Path) -> tuple[list[np.ndarray], dict]:
-    """What `save_state` wrote.
+def load_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The arrays and the document that `save_state` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else.
+        ValueError: it is damaged, another file, or a state of an earlier release.
     """
     try:
         with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            return [file[f"a{i}"] for i in range(len(file.files) - 1)], about
+            arrays = {name: file[name] for name in file.files if name != "about"}
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no state of a training run ({error}): start anew, without --resume.") from error
+    if "a0" in arrays:
+        raise ValueError(
+            f"{path} was written by an earlier release, which stored variables by position: finish the run with that release "
+            "(mnv2_keras 0.1.0), or start anew in another folder."
+        )
+    return {name.removeprefix("variables/"): array for name, array in arrays.items()}, about
 
 
-def restore(path: Path, variables: list, identity: dict) -> list[dict]:
-    """Give a run's variables what `save_state` wrote, with `identity` and `rows` in its document.
-
-    Args:
-        path: of the state.
-        variables: of the same run, in the same order.
-        identity: what must be the same for a run to go on.
-
-    Returns:
-        The rows of its history.
+def check_folder(folder: Path, resume: bool) -> None:
+    """Check that a run may begin in this folder.
 
     Raises:
-        ValueError: it is the state of another run, or of another network.
+        ValueError: it holds a run already, and `resume` is False.
     """
-    arrays, about = load_state(path)
-    differing = [name for name in identity if about.get("identity", {}).get(name) != identity[name]]
-    if differing:
-        raise ValueError(
-            f"{path} is of a run with other {', '.join(differing)}: resume with the same recipe, network and data, or choose "
-            "another output."
-        )
-    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
-        raise ValueError(f"{path} holds the variables of another network: choose another output.")
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-    return about["rows"]
+    if (folder / "state.npz").exists() and not resume:
+        raise ValueError(f"{folder} holds a run already: resume it (--resume), or choose another folder.")
+
+
+class RunFolder:
+    """The files of one run: `state.npz`, `history.csv`, `curves.png`, `tensorboard/`, and the texts that describe it.
+
+    Args:
+        path: of the folder; None writes nothing.
+        identity: what must be the same for a run to be resumed, as JSON holds it.
+        resume: whether a run in the folder is continued.
+        texts: file name to content, written when the run starts.
+
+    Raises:
+        ValueError: the folder holds a run already, and `resume` is False.
+    """
+
+    def __init__(self, path, identity: dict, resume: bool = False, texts: Mapping[str, str] | None = None):
+        self.path = None if path is None else Path(path).expanduser()
+        self.identity, self.resume, self.texts = json.loads(json.dumps(identity)), resume, texts or {}
+        if self.path is not None:
+            check_folder(self.path, resume)
+        self._draws = self.path is not None and can_draw(self.path / "curves.png")
+
+    def restore(self, variables: Mapping) -> tuple[list[dict], bool]:
+        """Assign the stored values to the run's variables.
+
+        Args:
+            variables: name to Keras variable.
+
+        Returns:
+            The rows of the history, and whether the last one has its evaluation. No rows if there is nothing to resume.
+
+        Raises:
+            ValueError: the state is of another run, or of another network.
+        """
+        state = self.path and self.path / "state.npz"
+        if not (state and self.resume and state.exists()):
+            return [], True
+        arrays, about = load_state(state)
+        old = about.get("identity", {})
+        if differing := [name for name in self.identity if old.get(name) != self.identity[name]]:
+            raise ValueError(
+                f"{state} is of a run with other {', '.join(differing)}: resume with the same recipe, network and data, or "
+                "choose another output."
+            )
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        stored = {name: array.shape for name, array in arrays.items()}
+        if stored != shapes:
+            name = min(name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name))
+            raise ValueError(
+                f"{state} holds the variables of another network ({name} has the shape {stored.get(name)}, expected "
+                f"{shapes.get(name)}): choose another output."
+            )
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        return about["rows"], about["evaluated"]
+
+    def write_texts(self) -> None:
+        """Write the texts that describe the run."""
+        for name, text in self.texts.items() if self.path else ():
+            write_text(self.path / name, text)
+
+    def save(self, arrays: Mapping[str, np.ndarray], rows: list[dict], evaluated: bool = True) -> None:
+        """Write the state after a round."""
+        if self.path:
+            about = {"identity": self.identity, "rows": rows, "evaluated": evaluated}
+            save_state(self.path / "state.npz", arrays, about)
+
+    def write_history(self, rows: list[dict]) -> None:
+        """Write table and curves of all rounds, and TensorBoard's scalars of the last one."""
+        if self.path:
+            write_history(self.path, rows, self._draws)

@@ -1,0 +1,209 @@
+"""Training of classifiers: their step, their evaluation, their run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
+from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from mnv2_keras.data.classification import check_labels, check_readable
+from mnv2_keras.networks.classifier import build_mobilenetv2
+from mnv2_keras.networks.endpoints import check_input, endpoints
+from mnv2_keras.training.distribution import check_batch, place
+from mnv2_keras.training.fit import Progress, fit
+from mnv2_keras.training.recipes import Recipe
+from mnv2_keras.training.state import RunFolder
+from mnv2_keras.training.step import TrainingStep, building
+from mnv2_keras.weights import save_model
+
+#: Images in a batch of the evaluation.
+EVALUATION_BATCH = 64
+
+
+class Run(NamedTuple):
+    """The result of a training."""
+
+    model: keras.Model  # with the averaged weights, if the recipe has averages
+    history: list[dict]
+    broken: dict[str, str]  # images that could not be read, and why
+
+
+def build(recipe: Recipe, classes: int, weights=None) -> keras.Model:
+    """The recipe's network, fresh from its seed or with weights, in its mixed precision.
+
+    Args:
+        recipe: whose `network` is built; its own number of classes goes before `classes`.
+        classes: of the data.
+        weights: as in `build_mobilenetv2`.
+
+    Raises:
+        ValueError: the recipe's network has fewer classes than the data.
+    """
+    arguments = {"classes": classes, **recipe.network}
+    if arguments["classes"] not in (classes, classes + 1):
+        raise ValueError(
+            f"The recipe's network has {arguments['classes']} classes, the data {classes}: choose data of "
+            f"{arguments['classes']} classes, or another recipe, such as recipe.changed(network=recipe.network | "
+            f"{{'classes': {classes}}})."
+        )
+    with building(recipe):
+        return build_mobilenetv2(**arguments, weights=weights)
+
+
+class ClassificationStep(TrainingStep):
+    """A step on images (B, H, W, C), labels int (B,) from 0, and weights of each image's loss, float32 (B,).
+
+    It returns the loss with regularisation, the weighted number of right answers, and the sum of the weights.
+
+    Args:
+        model: a classifier.
+        recipe: how.
+        strategy: of TensorFlow.
+    """
+
+    names = ("right", "weights")
+
+    def __init__(self, model: keras.Model, recipe: Recipe, strategy: tf.distribute.Strategy | None = None):
+        logits = endpoints(model)["Logits"]
+        super().__init__(keras.Model(model.input, logits), model, recipe, strategy)
+        self.classes = int(logits.shape[-1])
+
+    def loss(self, images, labels, weights):
+        smoothing = self.recipe.label_smoothing
+        logits = tf.cast(self.fused(images, training=True), tf.float32)
+        target = tf.one_hot(labels, self.classes) * (1 - smoothing) + smoothing / self.classes
+        entropy = tf.nn.softmax_cross_entropy_with_logits(target, logits)
+        # Gradients are summed over the replicas, so each counts its part of the whole batch.
+        loss = tf.reduce_sum(entropy * weights) / (self.replicas * tf.cast(tf.shape(images)[0], tf.float32))
+        right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
+        return loss + self.l2(), [tf.reduce_sum(right * weights), tf.reduce_sum(weights)]
+
+    def means(self, sums, steps):
+        return {"loss": float(sums[0] / steps), "accuracy": float(sums[1] / max(sums[2], 1e-9))}
+
+
+def judge(network: Callable, batches, offset: int = 0) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of logits on batches of images, labels and weights."""
+    loss = right = total = 0.0
+    for images, labels, weights in batches:
+        logits = tf.cast(network(images), tf.float32)
+        check_labels(labels, logits.shape[-1] - offset)
+        labels = labels + offset
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        loss += float(tf.reduce_sum(entropy * weights))
+        right += float(tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32) * weights))
+        total += float(tf.reduce_sum(weights))
+    if not total:
+        raise ValueError("None of the held-out images can be read: there is nothing to judge by.")
+    return loss / total, right / total
+
+
+def train(
+    training,
+    held_out,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    model: keras.Model | None = None,
+    resume: bool = False,
+    class_weights: Mapping[int, float] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Run:
+    """Train a classifier by a recipe; after each epoch everything needed to resume is on the disk.
+
+    The folder receives `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed), `tensorboard/`,
+    `recipe.json`, `labels.txt`, `last.keras` and `best.keras` (best on the held-out images). Stopped at any moment and resumed
+    on the same machine, a run ends with the same bits as one that was not. (On GPUs that takes
+    `tf.config.experimental.enable_op_determinism()` before anything else; `mnv2 train` calls it.)
+
+    Args:
+        training, held_out: as `data.classification.read_splits` returns them.
+        recipe: how.
+        folder: of the run.
+        model: to train further, built within the strategy's scope; the recipe's network by default.
+        resume: resume the run in this folder; it starts from the beginning if no epoch was finished.
+        class_weights: of the loss, by label.
+        progress: called after each step and each epoch.
+        strategy: for several devices or machines (see `distribution`).
+
+    Returns:
+        The model with its last weights (their averages, if the recipe has them), the history (see `fit`; `val_loss` and
+        `val_accuracy` are of the held-out images), and the images left out.
+
+    Raises:
+        ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
+            batch; the data has no labels, or a class of broken images only; class weights for something that is no label; the
+            folder holds another run.
+        DivergedError: the loss or a weight is NaN or infinite; the message says where. The epochs before are kept.
+        WorkerLostError: another worker of this run does not answer.
+        OSError: no room; what was saved before is still there.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    class_names, folder = training.class_names, Path(folder).expanduser()
+    class_weights = _checked_weights(class_weights or {}, class_names)
+    identity = recipe.identity() | {
+        "class_weights": {str(label): weight for label, weight in sorted(class_weights.items())},
+        "training": training.fingerprint(),
+        "held_out": held_out.fingerprint(),
+    }
+    run = RunFolder(folder, identity, resume)
+    if model is None:
+        with strategy.scope():
+            model = build(recipe, len(class_names))
+    check_input(model)
+    batch = min(recipe.batch, len(training))
+    check_batch(batch, strategy)
+    step = ClassificationStep(model, recipe, strategy)
+    # Labels count from 0; an output more than there are classes is the background, at 0.
+    offset = step.classes - len(class_names)
+    steps = steps_per_epoch(len(training), batch)
+    run.texts = {
+        "recipe.json": recipe.as_json(),
+        "labels.txt": "".join(f"{name}\n" for name in (["background"] if offset else []) + list(class_names)),
+    }
+    worker, workers = place(strategy)
+
+    def batches(done: int):
+        epochs, augment = range(done // steps, recipe.epochs), AUGMENTATIONS[recipe.augmentation]
+        options = {"channels": recipe.channels, "seed": recipe.seed, "epochs": epochs, "class_weights": class_weights}
+        options |= {"worker": worker, "workers": workers}
+        for images, labels, weights in training_batches(training, batch, augment, recipe.size, **options):
+            check_labels(labels, len(class_names))
+            yield images, labels + offset, weights
+
+    network = tf.function(lambda images: step.network(images, training=False), reduce_retracing=True)
+    judged = evaluation_batches(
+        held_out, EVALUATION_BATCH, lambda image: evaluated(image, recipe.size), channels=recipe.channels
+    )
+
+    def evaluate() -> dict:
+        check_readable(training)
+        return dict(zip(("val_loss", "val_accuracy"), judge(network, judged, offset), strict=True))
+
+    def save(rows: list[dict]) -> None:
+        save_model(model, folder / "last.keras")
+        if rows[-1]["val_accuracy"] > max((row["val_accuracy"] for row in rows[:-1]), default=-1.0):
+            save_model(model, folder / "best.keras")
+
+    rows = fit(step, batches, recipe.learning_rates(steps), run, evaluate, save=save, progress=progress)
+    return Run(model, rows, {**training.broken, **held_out.broken})
+
+
+def _checked_weights(class_weights: Mapping, class_names) -> dict[int, float]:
+    if wrong := [label for label in class_weights if label not in range(len(class_names))]:
+        raise ValueError(
+            f"class_weights has the key {wrong[0]!r}: expected labels, from 0 ({class_names[0]}) to {len(class_names) - 1} "
+            f"({class_names[-1]})."
+        )
+    return {int(label): float(weight) for label, weight in class_weights.items()}
+
+
+def balanced_weights(examples) -> dict[int, float]:
+    """Weights that let every class count the same: number of images / (number of classes * images of the class)."""
+    counts = np.bincount(examples.labels, minlength=len(examples.class_names))
+    return {label: len(examples) / (len(counts) * int(count)) for label, count in enumerate(counts) if count}

@@ -1,0 +1,158 @@
+"""One step of training: forward, backward, optimiser, averages; the same for all tasks, on one device or many."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mnv2_keras.training.averages import MovingAverages
+from mnv2_keras.training.distribution import workers_of
+from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
+from mnv2_keras.training.optimizer import SlimRMSprop
+from mnv2_keras.training.recipes import TrainingRecipe
+
+
+@contextlib.contextmanager
+def building(recipe: TrainingRecipe) -> Iterator[None]:
+    """A context to build the recipe's network in: its seed, and its mixed precision."""
+    keras.utils.set_random_seed(recipe.seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}" if recipe.mixed_precision else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def make_optimizer(recipe: TrainingRecipe) -> keras.optimizers.Optimizer:
+    """A fresh optimiser of the recipe; for float16 its loss is scaled."""
+    if recipe.optimizer == "rmsprop":
+        optimizer = SlimRMSprop(recipe.learning_rate)
+    elif recipe.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(recipe.learning_rate)
+    else:
+        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if recipe.mixed_precision == "float16" else optimizer
+
+
+class TrainingStep:
+    """One step of training on a batch. A subclass gives the loss.
+
+    Args:
+        network: from images to what the loss takes; it shares the layers of `model`.
+        model: what is trained, judged and saved; built within `strategy.scope()`.
+        recipe: how.
+        strategy: of TensorFlow; None takes the one in whose scope this is called, by default a single device.
+    """
+
+    #: What `loss` returns in its second value, after the loss itself.
+    names: tuple[str, ...] = ()
+
+    def __init__(self, network: keras.Model, model: keras.Model, recipe: TrainingRecipe, strategy=None):
+        self.model, self.network, self.recipe = model, network, recipe
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.replicas = self.strategy.num_replicas_in_sync
+        with self.strategy.scope():
+            self.fused = with_fused_batch_norm(network)
+            self.trained = self.fused.trainable_variables
+            self.optimizer = make_optimizer(recipe)
+            self.optimizer.build(self.trained)
+            self.averages = MovingAverages(self.trained, recipe.average) if recipe.average else None
+        self._run = tf.function(self._distributed, reduce_retracing=True)
+
+    def loss(self, *batch) -> tuple[tf.Tensor, list]:
+        """The loss of a replica's part of the batch, and scalars to report.
+
+        Returns:
+            The loss, with regularisation; its sum over all replicas is the loss of the whole batch. And scalars, as `names`
+            names them, which are summed over the replicas too.
+        """
+        raise NotImplementedError
+
+    def means(self, sums: np.ndarray, steps: int) -> dict[str, float]:
+        """Figures of a round, given the sums of what its steps returned."""
+        return {name: float(value / steps) for name, value in zip(("loss", *self.names), sums, strict=True)}
+
+    def gradients_to_apply(self, gradients: list) -> list:
+        """Gradients after multipliers, if there are any."""
+        return gradients
+
+    def l2(self) -> tf.Tensor:
+        """This replica's part of the weight decay that the network itself has."""
+        return tf.add_n([0.0, *(tf.cast(loss, tf.float32) for loss in self.fused.losses)]) / self.replicas
+
+    def over_replicas(self, count: tf.Tensor) -> tf.Tensor:
+        """The sum of a count over all replicas: a loss that is averaged over pixels or anchors averages over the whole batch."""
+        return tf.distribute.get_replica_context().all_reduce("SUM", count) if self.replicas > 1 else count
+
+    def __call__(self, batch, number: int) -> tf.Tensor:
+        """Train on this worker's part of a batch.
+
+        Args:
+            batch: a tuple of arrays, tensors or dictionaries of them.
+            number: of the step, from 1.
+
+        Returns:
+            float32: the loss with regularisation, then as `names` names them; of all workers.
+        """
+        return self._run(batch, tf.constant(number, tf.int64))
+
+    def _distributed(self, batch, number):
+        if self.replicas == 1:
+            sums = self._replica(batch)
+        else:
+            local = self.replicas // workers_of(self.strategy)
+
+            def part(array):
+                pieces = tf.split(array, local)
+                return self.strategy.experimental_distribute_values_from_function(
+                    lambda context: pieces[context.replica_id_in_sync_group % local]
+                )
+
+            parts = batch if local == 1 else tf.nest.map_structure(part, batch)
+            sums = self.strategy.reduce("SUM", self.strategy.run(self._replica, (parts,)), axis=None)
+        if self.averages:
+            self.averages.update(number)
+        return sums
+
+    def _replica(self, batch):
+        with tf.GradientTape() as tape:
+            loss, scalars = self.loss(*batch)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = self.gradients_to_apply(tape.gradient(scaled, self.trained))
+        self.optimizer.apply(gradients, self.trained)
+        return tf.stack([loss, *scalars])
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """What a run is resumed from, by name: weights, statistics, dropout's seed, the optimiser's slots, averages."""
+        pairs = [(f"model/{_stable(variable.path)}", variable) for variable in self.model.variables]
+        pairs += [(f"optimizer/{_stable(variable.path)}", variable) for variable in self.optimizer.variables]
+        if self.averages:
+            paths = [f"average/{variable.path}" for variable in self.averages.variables]
+            pairs += zip(paths, self.averages.averages, strict=True)
+        if len(named := dict(pairs)) < len(pairs):
+            raise ValueError("Two variables of the model have the same path: give its layers different names.")
+        return named
+
+    def applied(self):
+        """A context in which the model holds the weights to judge and to save."""
+        return self.averages.applied() if self.averages else contextlib.nullcontext()
+
+    def finish(self) -> None:
+        """Give the model the weights to keep: their averages, if there are any."""
+        if self.averages:
+            self.averages.assign()
+
+
+def _stable(path: str) -> str:
+    """A variable's path without the number that Keras gives the second optimiser or seed of a process (`adam_1/...`)."""
+    return re.sub(r"^(seed_generator|adam|sgd|slim_rmsprop|loss_scale_optimizer)_\d+/", r"\1/", path)
+
+
+def network_shapes(model: keras.Model) -> list:
+    """What tells networks with the same variables apart, the output stride above all: layers and the shapes of their outputs."""
+    return [[layer.name, *layer.output.shape[1:]] for layer in model.layers if layer.count_params()]
