@@ -53,7 +53,7 @@ def real_number(
     if not inside:
         low = "" if minimum == -math.inf else f" above {minimum:g}" if above else f" from {minimum:g}"
         high = "" if maximum == math.inf else f" below {maximum:g}" if below else f" to {maximum:g}"
-        joined = f"{low} and{high}" if above and high else f"{low}{high}"
+        joined = f"{low} and{high}" if above and high else f"{low} to{high}" if below and low else f"{low}{high}"
         raise ValueError(f"{name} is {value!r}: expected a finite number{joined}{note}.")
     return float(value)
 

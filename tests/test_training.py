@@ -21,11 +21,12 @@ from PIL import Image
 from training_worker import examples, frozen_model, recipe
 
 from mnv2_keras.data.classification import Examples
-from mnv2_keras.training import loop
+from mnv2_keras.training import classification as loop
 from mnv2_keras.training.distribution import cluster, expand_nodes
 from mnv2_keras.training.history import write_tensorboard
 from mnv2_keras.training.recipes import RECIPES, recipe_named
-from mnv2_keras.training.state import load_state, save_state
+from mnv2_keras.training.schedule import Schedule
+from mnv2_keras.training.state import DivergedError, load_state, save_state
 
 WORKER = Path(__file__).with_name("training_worker.py")
 
@@ -83,7 +84,7 @@ def test_the_saved_model_is_the_returned_one_with_averaged_weights(whole):
     for ours, theirs in zip(run.model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     arrays, about = load_state(folder / "state.npz")
-    raw = arrays[0]
+    raw = arrays["model/Conv/kernel"]
     assert not np.array_equal(raw, loaded.get_weights()[0])
     assert about["rows"] == run.history
 
@@ -166,7 +167,7 @@ import tensorflow as tf
 halves = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
 from training_worker import examples, frozen_model, recipe
-from mnv2_keras.training import loop
+from mnv2_keras.training import classification as loop
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 chosen = recipe(epochs=1, augmentation="none", network=json.loads(sys.argv[1]))
 try:
@@ -205,7 +206,7 @@ def test_another_run_is_not_overwritten_nor_resumed(whole):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path):
-    with pytest.raises(loop.DivergedError, match=r"epoch 1, step \d, learning rate 1e\+30; .*Lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"epoch 1, step \d, learning rate 1e\+30; .*Lower the learning rate"):
         loop.train(examples(40, 0), examples(16, 1), recipe(learning_rate=1e30, average=None), tmp_path)
     assert not (tmp_path / "state.npz").exists()
 
@@ -217,12 +218,12 @@ def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate,
     loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(chosen), "rate", lambda *_: rate)
+        patch.setattr(Schedule, "rate", lambda *_: rate)
         if math.isnan(rate):  # the weights are looked at too
             patch.setattr(loop, "judge", lambda *_: (0.5, 0.5))
-        with pytest.raises(loop.DivergedError, match=rf"epoch 2, step 1, .*{cause}.*The epoch before is kept in "):
+        with pytest.raises(DivergedError, match=rf"epoch 2, step 1, .*{cause}.* 1 epoch is kept in "):
             loop.train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
-        with pytest.raises(loop.DivergedError, match=r"epoch 1, step 1, "):
+        with pytest.raises(DivergedError, match=r"epoch 1, step 1, "):
             loop.train(examples(8, 0), examples(8, 1), chosen, tmp_path / "new")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"recipe.json", "labels.txt"}
     for name, content in kept.items():
@@ -233,19 +234,19 @@ def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate,
 
 def test_a_full_disk_leaves_the_state_before(tmp_path):
     path = tmp_path / "state.npz"
-    save_state(path, [np.arange(3)], {"rows": [1]})
+    save_state(path, {"weights": np.arange(3)}, {"rows": [1]})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # writes beyond it fail, as on a full disk
     try:
         with pytest.raises(OSError, match=r"cannot be written \(File too large\): what was there before is kept"):
-            save_state(path, [np.random.default_rng(0).random(10_000)], {"rows": [2]})
+            save_state(path, {"weights": np.random.default_rng(0).random(10_000)}, {"rows": [2]})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     arrays, about = load_state(path)
     assert about == {"rows": [1]}
-    assert arrays[0].tolist() == [0, 1, 2]
+    assert arrays["weights"].tolist() == [0, 1, 2]
     assert [each.name for each in tmp_path.iterdir()] == ["state.npz"]
 
 
@@ -269,14 +270,14 @@ def test_a_damaged_state_is_named(tmp_path, content):
 def test_class_weights_and_smoothing_are_in_the_loss():
     chosen = recipe(label_smoothing=0.2, average=None)
     model = frozen_model(chosen)
-    step = loop.Step(model, chosen)
+    step = loop.ClassificationStep(model, chosen)
     step.optimizer.learning_rate = 0.0
     images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
     labels, weights = np.array([0, 1, 1, 0], np.int32), np.array([1, 3, 0, 1], np.float32)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
-    loss, right, total = step(images, labels, weights, 1).numpy()
+    loss, right, total = step((images, labels, weights), 1).numpy()
     probabilities = model(images, training=False).numpy()
     target = np.eye(2)[labels] * 0.8 + 0.1
     expected = (-(target * np.log(probabilities)).sum(1) * weights).sum() / 4 + float(sum(model.losses))
@@ -455,7 +456,7 @@ def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path):
     jobs = [{"folder": str(tmp_path / name), "resume": True} for name in ("own", "other")]
     for code, said in two_workers(tmp_path, *jobs):
         assert code == 1
-        assert "ValueError: The workers have 1, 0 finished epochs: all of them have to see the same" in said
+        assert "ValueError: The workers have 5, 0 finished steps: all of them have to see the same" in said
 
 
 @pytest.mark.slow
@@ -468,7 +469,7 @@ def test_a_lost_worker_stops_the_other_and_the_run_is_resumed_to_the_same_bits(t
     code, said = ended[1 - lost]
     assert code == 1
     assert said.splitlines()[-1].startswith("WorkerLostError: Another worker does not answer any more (epoch 2, step ")
-    assert "Start the same command with --resume on all of them; 1 epoch is kept in " in said
+    assert "Start the same command with --resume on all of them. 1 epoch is kept in " in said
     assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
     again = [{"folder": str(tmp_path / "run"), "resume": True}] * 2
     resumed = weights_of_both(tmp_path / "again", two_workers(tmp_path / "again", *again))

@@ -11,8 +11,9 @@ from training_worker import examples, recipe
 from typer.testing import CliRunner
 
 from mnv2_keras.cli import evaluate, train
+from mnv2_keras.cli.console import print_skipped
 from mnv2_keras.cli.finetune import finetune
-from mnv2_keras.cli.training import show_broken, watched
+from mnv2_keras.cli.train import training_bar
 from mnv2_keras.training import recipes
 
 run = CliRunner().invoke
@@ -55,7 +56,6 @@ def test_train(trained):
     assert done.exit_code == 0
     assert "of 12 held-out images right after 2 epochs" in done.stdout
     assert "25 images of 2 classes, 12 held out" in done.stderr
-    assert "1 images could not be read" in done.stderr
     assert "broken.png" in done.stderr
     assert json.loads((folder / "run" / "recipe.json").read_text())["batch"] == 4
 
@@ -163,28 +163,27 @@ def test_sub_commands_do_not_train():
 
 
 def test_a_stopped_run_says_how_to_go_on(capsys):
-    with pytest.raises(KeyboardInterrupt), watched():
+    with pytest.raises(KeyboardInterrupt), training_bar():
         raise KeyboardInterrupt
     assert "--resume goes on" in capsys.readouterr().err
 
 
 def test_features_are_shown_while_they_are_computed():
-    with watched() as progress:
+    with training_bar() as progress:
         progress.features(32, 1000)
-        (task,) = progress.bar.tasks
-        assert (task.completed, task.description, task.fields["about"]) == (32, "features", "32 of 1,000 photos")
+        (task,) = progress.bar._progress.tasks
+        assert (task.completed, task.total, task.description, task.fields["detail"]) == (32, 1000, "features", "photos")
 
 
 def test_many_broken_images_are_not_all_listed(capsys):
-    show_broken({f"{i}.png": "damaged" for i in range(30)})
+    print_skipped({f"{i}.png": "damaged" for i in range(30)}, most=20)
     found = capsys.readouterr().err
-    assert "30 images" in found
-    assert "and 10 more" in found
+    assert "skipped: 10 more" in found
     assert "25.png" not in found
 
 
 def test_start_from_weights(trained):
-    from mnv2_keras.training import loop
+    from mnv2_keras.training import classification as loop
 
     _, folder, _ = trained
     model = loop.build(recipe(), 2, folder / "run" / "last.keras")

@@ -16,8 +16,9 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mnv2_keras.data.classification import Examples  # noqa: E402
-from mnv2_keras.training import loop  # noqa: E402
+from mnv2_keras.training.classification import build, train  # noqa: E402
 from mnv2_keras.training.recipes import Recipe  # noqa: E402
+from mnv2_keras.training.state import WorkerLostError  # noqa: E402
 
 
 def examples(count: int, seed: int) -> Examples:
@@ -50,7 +51,7 @@ def die() -> None:
 
 def frozen_model(chosen: Recipe) -> keras.Model:
     """The recipe's network with its batch norms frozen."""
-    model = loop.build(chosen, 2)
+    model = build(chosen, 2)
     for layer in model.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     return model
@@ -72,7 +73,7 @@ def main(job: dict) -> None:
             die()
 
     try:
-        run = loop.train(
+        run = train(
             examples(40, 0),
             examples(16, 1),
             chosen,
@@ -82,7 +83,7 @@ def main(job: dict) -> None:
             progress=progress,
             strategy=STRATEGY,
         )
-    except loop.WorkerLostError as error:
+    except WorkerLostError as error:
         sys.exit(f"WorkerLostError: {error}")
     np.savez(job["weights"], *run.model.get_weights())
 

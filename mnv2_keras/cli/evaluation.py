@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mnv2_keras.cli.console import err, out, print_json, working
+from mnv2_keras.cli.console import err, out, print_json, print_skipped, working
 from mnv2_keras.cli.options import Json
-from mnv2_keras.cli.training import show_broken
 
 
 def evaluate(
@@ -79,7 +78,7 @@ def finish(result, receipt: Path | None, picture: Path | None, as_json: bool) ->
         from mnv2_keras.evaluation.confusion_plot import plot_confusions
 
         plot_confusions(result, picture)
-    show_broken(result.counts.broken)
+    print_skipped(result.counts.broken, most=20)
     if as_json:
         print_json({name: value for name, value in result.as_dict().items() if name != "counts"})
         return

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import out, working
-from mnv2_keras.cli.training import Data, Resume, show_broken, watched
+from mnv2_keras.cli.console import out, print_skipped, working
+from mnv2_keras.cli.data_options import Data
+from mnv2_keras.cli.train import Resume, training_bar
 
 
 def finetune(
@@ -35,7 +36,7 @@ def finetune(
         stage = "probe" if probe else "recipe"
         recipes = {"recipe": FINETUNE, "probe": LINEAR_PROBE}
         recipes[stage] = recipes[stage].changed(epochs=epochs, learning_rate=learning_rate)
-    with watched() as progress:
+    with training_bar() as progress:
         result = stages.finetune(
             data,
             weights,
@@ -48,7 +49,7 @@ def finetune(
             progress=progress,
             features=progress.features,
         )
-    show_broken(result.broken)
+    print_skipped(result.broken, most=20)
     low, high = result.evaluation.interval
     out.print(
         f"{result.evaluation.top1:.2%} of {result.evaluation.images:,} held-out photos right ({low:.2%} to {high:.2%} at 95 %); "

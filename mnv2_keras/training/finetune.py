@@ -152,9 +152,7 @@ def finetune(
             "first": first,
         }
         own = recipe.changed(network=network)
-        model = train(
-            training, held_out, own, folder / "blocks", model=model, resume=resume, progress=progress
-        ).model
+        model = train(training, held_out, own, folder / "blocks", model=model, resume=resume, progress=progress).model
     names = training.class_names
     evaluation = evaluate(model, held_out, labels=names, data_name=data_name)
     save_model(model, folder / "model.keras")

@@ -56,13 +56,17 @@ class Schedule:
         if self.kind in ("staircase", "exponential"):
             return self.learning_rate * self.decay ** math.floor(time / self.decay_every)
         if self.kind == "polynomial":
-            return float(_polynomial(self.learning_rate, self.length, self.power)(time))
+            return _polynomial(self.learning_rate, self.length, self.power)(time)
         done = (time - self.warmup) / max(self.length - self.warmup, 1e-9)
         return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
 @functools.cache
 def _polynomial(learning_rate: float, length: int, power: float):
+    """Keras' schedule as a function of the time, computed in a graph: TensorFlow rounds the same there as in a training step."""
     import keras
+    import tensorflow as tf
 
-    return keras.optimizers.schedules.PolynomialDecay(learning_rate, length, end_learning_rate=0.0, power=power)
+    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, length, end_learning_rate=0.0, power=power)
+    graph = tf.function(schedule, input_signature=[tf.TensorSpec((), tf.float32)])
+    return lambda time: float(graph(time))

@@ -19,7 +19,7 @@ from mnv2_keras.training.distribution import check_batch, own_part
 from mnv2_keras.training.fit import Progress, fit
 from mnv2_keras.training.recipes import TrainingRecipe
 from mnv2_keras.training.schedule import Schedule
-from mnv2_keras.training.state import RunFolder
+from mnv2_keras.training.state import RunFolder, load_state
 from mnv2_keras.training.step import TrainingStep, building, network_shapes
 
 
@@ -165,8 +165,12 @@ def _folder_of(state: str | os.PathLike | None) -> Path | None:
     """The folder in place of the state file that `train_segmenter` took before."""
     if state is None:
         return None
-    path = Path(state)
-    return path.parent if path.name == "state.npz" else path.with_name(path.name.split(".")[0])
+    path = Path(state).expanduser()
+    if path.name == "state.npz":
+        return path.parent
+    if path.exists():
+        load_state(path)  # says that it is of an earlier release
+    return path.with_name(path.name.split(".")[0])
 
 
 @renamed_arguments(state=("folder", _folder_of))
