@@ -130,7 +130,13 @@ class DetectionStep(TrainingStep):
     names = ("localization", "classification", "l2")
 
     def __init__(self, model: keras.Model, recipe: DetectionRecipe, anchors):
-        super().__init__(model, model, recipe)
+        spec = tf.TensorSpec
+        objects = {
+            "boxes": spec((None, None, 4)),
+            "classes": spec((None, None), tf.int32),
+            "num": spec((None,), tf.int32),
+        }
+        super().__init__(model, model, recipe, batch=(spec((None, *model.input_shape[1:])), objects))
         self.anchors = tf.constant(anchors)
 
     def loss(self, images, truth):

@@ -46,12 +46,13 @@ class TrainingStep:
         model: what is trained, judged and saved; built within `strategy.scope()`.
         recipe: how.
         strategy: of TensorFlow; None takes the one in whose scope this is called, by default a single device.
+        batch: `tf.TensorSpec`s of a batch, where its shapes vary: the step is then traced only once.
     """
 
     #: What `loss` returns in its second value, after the loss itself.
     names: tuple[str, ...] = ()
 
-    def __init__(self, network: keras.Model, model: keras.Model, recipe: TrainingRecipe, strategy=None):
+    def __init__(self, network: keras.Model, model: keras.Model, recipe: TrainingRecipe, strategy=None, batch=None):
         self.model, self.network, self.recipe = model, network, recipe
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
@@ -61,7 +62,11 @@ class TrainingStep:
             self.optimizer = make_optimizer(recipe)
             self.optimizer.build(self.trained)
             self.averages = MovingAverages(self.trained, recipe.average) if recipe.average else None
-        self._run = tf.function(self._distributed, reduce_retracing=True)
+        signature = batch and [batch, tf.TensorSpec((), tf.int64)]
+        # Nothing in a step is for autograph, whose reading of the code takes as long as the tracing.
+        self._run = tf.function(
+            self._distributed, input_signature=signature, reduce_retracing=signature is None, autograph=False
+        )
 
     def loss(self, *batch) -> tuple[tf.Tensor, list]:
         """The loss of a replica's part of the batch, and scalars to report.
