@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from training_worker import examples, recipe
+from training_tasks import examples, recipe
 from typer.testing import CliRunner
 
 from mnv2_keras.cli import evaluate, train
