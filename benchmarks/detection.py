@@ -38,10 +38,10 @@ def postprocessing(archive: str, rounds: int) -> dict[str, float]:
     import tensorflow as tf
 
     from mnv2_keras import postprocess_detections, ssd_anchors
-    from mnv2_keras.convert.checkpoint import open_checkpoint
     from mnv2_keras.convert.graph import FrozenGraph
+    from mnv2_keras.convert.sources import open_source
 
-    with open_checkpoint(archive) as checkpoint:
+    with open_source(archive) as checkpoint:
         definition = FrozenGraph(checkpoint.frozen_graph).definition
     encodings = np.random.Generator(np.random.PCG64(1)).normal(0, 1, (1, 1917, 4)).astype(np.float32)
     logits = np.random.Generator(np.random.PCG64(2)).normal(-4, 1.5, (1, 1917, 91)).astype(np.float32)

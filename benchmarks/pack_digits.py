@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_keras.conversion import convert_checkpoint
-from mnv2_keras.convert.checkpoint import sha256_of
+from mnv2_keras.convert.source import sha256_of
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits

@@ -12,9 +12,9 @@ import numpy as np
 from mnv2_keras.analysis import analyze
 from mnv2_keras.bundled import bundled_file, digits_network, sample_digits
 from mnv2_keras.conversion import convert_checkpoint, verify_checkpoint
-from mnv2_keras.convert.checkpoint import sha256_of
-from mnv2_keras.convert.goldens import name_rule_value, shipped_golden
+from mnv2_keras.convert.goldens import bundled_golden, name_rule_value
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.source import sha256_of
 from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.labels import decode_predictions
 from mnv2_keras.networks.classifier import build_mobilenetv2
@@ -35,7 +35,7 @@ def demonstrate() -> Iterator[Fact]:
     The weights come from the name rule of the goldens: they are no trained ones, so the classes mean nothing; that the
     genuine program names the same ones is the point.
     """
-    golden = shipped_golden()
+    golden = bundled_golden()
     options = golden.options
     side = options["input_shape"][0]
     start = time.perf_counter()

@@ -1,27 +1,28 @@
 """Weights into a model that is built, from wherever they are; and out again as a TF-Slim checkpoint."""
 
-import contextlib
 import logging
 import math
 import os
 import re
 import tempfile
 import warnings
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
 
-import mnv2_keras.layers  # noqa: F401 - Keras then knows the layers that a file may hold
-from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
-from mnv2_keras.convert.names import depth, variables
+from mnv2_keras.architecture.detector import ANCHOR_SHAPES
+from mnv2_keras.convert.names import DETECTOR, depth, variables
+from mnv2_keras.convert.source import Source
+from mnv2_keras.convert.sources import KERAS_FILES, open_source
+from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
 from mnv2_keras.fetch import fetch_checkpoint
 from mnv2_keras.registry import get_checkpoint, imagenet_checkpoint, list_checkpoints
 
 log = logging.getLogger("mnv2_keras")
 
-KERAS_FILES = (".keras", ".h5")
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def find_weights(weights) -> Path:
@@ -57,74 +58,59 @@ def fill(model: keras.Model, weights, alpha: float, resolution: int | None) -> N
     if path.name.endswith(".weights.h5"):
         _fill_from_weights_file(model, path)
         return
-    with open_variables(path) as checkpoint:
-        fill_from_checkpoint(model, checkpoint)
+    with open_source(path) as source:
+        fill_from_source(model, source)
 
 
-@contextlib.contextmanager
-def open_variables(path: Path):
-    """A checkpoint, or a whole saved Keras model as if it were one: its variables under TF-Slim's names."""
-    if path.suffix not in KERAS_FILES:
-        with open_checkpoint(path) as checkpoint:
-            yield checkpoint
-        return
-    arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(load_keras_file(path)).items()}
-    yield Checkpoint.of_arrays(path, arrays)
+def fill_from_source(model: keras.Model, source: Source, ema: bool = True) -> Transfer:
+    """Fill a fresh model; a head that the file does not have (of other classes, of another task) stays new, and the log says so.
 
-
-def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
-    """Fill a fresh model; a head the file does not have (of other classes, of another task) stays new, and the log says so."""
-    ours, theirs = variables(model), network_shapes(checkpoint.shapes)
-    new = _new_head(ours, theirs)
-    transfer = load_variables(ours, checkpoint, ema, new)
+    Raises:
+        ValueError: the file does not hold the model's backbone, or one head in part; the model is untouched.
+    """
+    ours, shapes = variables(model), network_shapes(source.shapes)
+    if not any(name.startswith(DETECTOR) for name in shapes):  # a detector's backbone stands in a scope of its own
+        ours = {name.removeprefix("FeatureExtractor/"): variable for name, variable in ours.items()}
+    new = _new_weights({name: tuple(variable.shape) for name, variable in ours.items()}, shapes)
+    transfer = load_variables(ours, source, ema, new)
     if new:
-        held, wanted = _classes(theirs), _classes({name: variable.shape for name, variable in ours.items()})
         log.warning(
-            "%s has %s classes: its backbone is kept, the head of %s classes is new and untrained.",
-            checkpoint.source.name,
-            held or "no",
-            wanted,
+            "%s has %s classes: its backbone is kept; %d weights of the model are new and untrained, first %s.",
+            source.path.name,
+            _classes(shapes) or "no",
+            len(new),
+            new[0],
         )
     return transfer
 
 
-def _new_head(ours: dict, theirs: dict) -> list[str]:
-    """The weights a file cannot fill: a predictor of other classes, or a whole head over a classifier's backbone."""
-    heads = [name for name in ours if _is_head(name)]
-    if heads and not any(map(_is_head, theirs)):
-        return heads
-    held, wanted = _classes(theirs), _classes({name: variable.shape for name, variable in ours.items()})
-    if not held or not wanted or held == wanted or (held, wanted) == (1001, 1000):
+def _new_weights(ours: Shapes, shapes: Shapes) -> list[str]:
+    """The weights that a file cannot fill: predictors of other classes, or all heads over another task's backbone."""
+    heads = [name for name in ours if depth(name)[0] == math.inf]
+    if heads and not any(name in shapes for name in heads):
+        # A detector scales the last convolution with alpha, a classifier does not below 1, and DeepLab has none.
+        last = [name for name in ours if "MobilenetV2/Conv_1/" in name]
+        return heads + (last if any(ours[name] != shapes.get(name) for name in last) else [])
+    before, after = _classes(shapes), _classes(ours)
+    if not before or not after or before == after or (before, after) == (1001, 1000):
         return []
     return [name for name in ours if _PREDICTOR.search(name)]
 
 
-def _is_head(variable: str) -> bool:
-    """Whether a variable stands beside the backbone, in a detector's or a segmenter's head."""
-    return depth(variable)[0] == math.inf
+#: The layers that know the classes: the classifier's last convolution, the segmenter's, the detector's.
+_PREDICTOR = re.compile(r"/Logits/Conv2d_1c_1x1/|^logits/semantic/|^BoxPredictor_\d+/ClassPredictor/")
 
 
-def load_keras_file(path: Path) -> keras.Model:
-    """A whole model from a `.keras` or `.h5` file, in safe mode (no code in the file is run).
-
-    Raises:
-        ValueError: the file is no Keras model, or holds weights only.
-    """
-    if path.suffix == ".keras" and path.is_file() and not zipfile.is_zipfile(path):  # Keras would call it "not found"
-        raise ValueError(
-            f"{path} is not a Keras model file: it is damaged, incomplete or of another kind. Copy it again."
-        )
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # zipfile, h5py and Keras each raise their own for a damaged file
-        hint = "It holds weights only: build the model and pass weights=." if path.name.endswith(".weights.h5") else ""
-        raise ValueError(
-            f"{path} is not a Keras model file that can be read ({str(error)[:300]}). {hint}".strip()
-        ) from error
+def _classes(shapes: Shapes) -> int | None:
+    """Classes that a network's variables predict; None without a predictor."""
+    for name, (*_, outputs) in shapes.items():
+        if _PREDICTOR.search(name) and name.endswith("/biases"):
+            return outputs // len(ANCHOR_SHAPES[0]) - 1 if name.startswith("BoxPredictor_0/") else outputs
+    return None
 
 
 def _fill_from_weights_file(model: keras.Model, path: Path) -> None:
-    """A `.weights.h5`, which only the very model it was saved from can take."""
+    """A `.weights.h5`, which only a model built like the one it was saved from can take."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers it found no weights for
@@ -134,17 +120,6 @@ def _fill_from_weights_file(model: keras.Model, path: Path) -> None:
             f"{path} does not fit the model ({error}): build it with the options it was saved with, or save the whole "
             "model as .keras, which fills other heads and a base too."
         ) from error
-
-
-#: What knows the classes: the classifier's last convolution, the segmenter's.
-_PREDICTOR = re.compile(r"/Logits/Conv2d_1c_1x1/|^logits/semantic/")
-
-
-def _classes(shapes: dict) -> int | None:
-    """Classes a network's variables predict; None without a predictor."""
-    return next(
-        (shape[0] for name, shape in shapes.items() if _PREDICTOR.search(name) and name.endswith("/biases")), None
-    )
 
 
 def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = True) -> Transfer:
@@ -165,8 +140,8 @@ def load_checkpoint(model: keras.Model, path: str | os.PathLike, ema: bool = Tru
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or does not hold exactly this model's variables. The model is then untouched.
     """
-    with open_variables(find_weights(path)) as checkpoint:
-        return load_variables(variables(model), checkpoint, ema)
+    with open_source(find_weights(path)) as source:
+        return load_variables(variables(model), source, ema)
 
 
 def save_checkpoint(model: keras.Model, prefix: str | os.PathLike) -> Path:

@@ -25,6 +25,14 @@ def testdata() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def goldens(testdata, tmp_path_factory) -> Path:
+    """The genuine detectors' and DeepLab's runs as goldens of the package's one format."""
+    from genuine_goldens import write_goldens
+
+    return write_goldens(testdata / "golden", tmp_path_factory.mktemp("goldens"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch) -> Path:
     """No test reads or writes the user's cache or the network: `MNV2_HOME` is a new folder, no mirror is set."""
@@ -91,7 +99,7 @@ def network():
 @pytest.fixture
 def prefix(network, tmp_path):
     """`network` as a checkpoint: the prefix of its files."""
-    from mnv2_keras.convert.checkpoint import write_checkpoint
+    from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 
     return write_checkpoint(network[1], tmp_path / "mobilenet_v2_0.1_32.ckpt")
 

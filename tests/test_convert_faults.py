@@ -14,7 +14,8 @@ import pytest
 from small_checkpoints import archive_of, same_weights, small
 
 from mnv2_keras import build_mobilenetv2, convert_checkpoint, load_checkpoint, save_checkpoint
-from mnv2_keras.convert.checkpoint import MAX_MEMBER_BYTES, write_checkpoint
+from mnv2_keras.convert.archives import MAX_MEMBER_BYTES
+from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 from mnv2_keras.weights import save_model
 
 

@@ -15,9 +15,9 @@ from mnv2_keras import (
     verify_checkpoint,
     verify_model,
 )
-from mnv2_keras.convert.checkpoint import open_checkpoint
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
+from mnv2_keras.convert.sources import open_source
 from mnv2_keras.images import read_image
 from mnv2_keras.masks import pad_photo
 
@@ -56,7 +56,7 @@ def test_convert_tells_alpha_size_stride(converted, archive):
     assert converted.input_shape == (None, 513, 513, 3)
     assert converted.output_shape == (None, 513, 513, 21)
     assert variables(converted)["MobilenetV2/expanded_conv_16/project/weights"].shape[-1] == 160
-    with open_checkpoint(archive) as checkpoint:
+    with open_source(archive) as checkpoint:
         for name, variable in variables(converted).items():
             np.testing.assert_array_equal(variable.numpy(), checkpoint.array(name))
     # The options override what was found.
@@ -85,24 +85,22 @@ def test_verify_model_finds_a_changed_weight(archive, converted):
     ({"input_shape": (65, 65, 3), "output_stride": 32, "head": False}, ["os32_bare"]),
     ({"input_shape": (65, 65, 3), "aspp_rates": (6, 12, 18), "decoder": True}, ["decoder"]),
 ])  # fmt: skip
-def test_goldens_in_place_of_a_graph(testdata, tmp_path, options, tags):
-    folder = testdata / "golden" / "segmentation"
+def test_goldens_in_place_of_a_graph(goldens, tmp_path, options, tags):
     prefix = save_checkpoint(fill_by_name(build_deeplabv3_mobilenetv2(**options)), tmp_path / "model.ckpt")
-    receipt = verify_checkpoint(prefix, goldens=folder)
+    receipt = verify_checkpoint(prefix, goldens=goldens)
     assert receipt.passed, receipt.failure
-    assert {each.endpoint.split(":")[0] for each in receipt.endpoints} == set(tags)
+    names = {f"{tag}.npz" for tag in tags}
+    assert names == {name for name in receipt.sha256 if name.endswith(".npz")}
     assert receipt.pixels >= 0.9999
     with pytest.raises(ValueError, match="holds no golden of this network"):
-        verify_checkpoint(prefix, goldens=folder / "deeplab_os16_golden.npz")
+        verify_checkpoint(prefix, goldens=goldens / "os16.npz")
     with pytest.raises(ValueError, match="nothing to compare with"):
         verify_checkpoint(prefix)
 
 
-def test_damaged_golden(testdata, tmp_path):
-    folder = testdata / "golden" / "segmentation"
-    for name in ("deeplab_os32_bare_variables.json", "deeplab_more_golden.npz"):
-        shutil.copy(folder / name, tmp_path)
-    (tmp_path / "deeplab_more_golden.npz").write_bytes(b"PK\x03\x04")
+def test_damaged_golden(goldens, tmp_path):
+    shutil.copy(goldens / "os32_bare.json", tmp_path)
+    (tmp_path / "os32_bare.npz").write_bytes(b"PK\x03\x04")
     model = build_deeplabv3_mobilenetv2(input_shape=(65, 65, 3), output_stride=32, head=False)
     prefix = save_checkpoint(model, tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="cannot be read as a golden's arrays"):
@@ -152,7 +150,7 @@ def test_a_classifiers_backbone(testdata, caplog):
         archive = testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"
         model = build_deeplabv3_mobilenetv2(input_shape=(65, 65, 3), weights=archive)
     assert "its backbone is kept" in caplog.text
-    with open_checkpoint(archive) as checkpoint:
+    with open_source(archive) as checkpoint:
         name = "MobilenetV2/expanded_conv_16/project/weights"
         average = checkpoint.array(f"{name}/ExponentialMovingAverage")
     np.testing.assert_array_equal(variables(model)[name].numpy(), average)

@@ -181,7 +181,7 @@ def test_other_weights_are_another_evaluation(model, examples, tmp_path):
 
 
 def test_digests_of_files_folders_and_checkpoints(model, tmp_path):
-    from mnv2_keras.convert.checkpoint import sha256_of
+    from mnv2_keras.convert.source import sha256_of
     from mnv2_keras.weights import save_checkpoint
 
     prefix = save_checkpoint(model, tmp_path / "first" / "model.ckpt")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mnv2_keras import build_deeplabv3_mobilenetv2, build_mobilenetv2, quantization_aware
+from mnv2_keras.convert.sources.keras_file import load_keras_file
 from mnv2_keras.layers import ArgMax
-from mnv2_keras.weights import load_keras_file
 
 PROGRAMS = Path(__file__).parent / "programs"
 

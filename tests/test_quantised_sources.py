@@ -7,9 +7,9 @@ import pytest
 
 from mnv2_keras import Classifier, build_mobilenetv2, convert_checkpoint, export_litert, preprocess_image
 from mnv2_keras.conversion import open_model
-from mnv2_keras.convert.checkpoint import open_checkpoint, write_checkpoint
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.sources.google_tflite import read_quantised
+from mnv2_keras.convert.sources import open_source
+from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 
 #: From the goldens' own description: photo to top-1.
 TOP_1 = {"cat.bmp": 286, "bird.bmp": 20, "hot_dog.jpg": 935, "grace_hopper.bmp": 653, "dog_segmentation.bmp": 259}
@@ -32,7 +32,7 @@ def test_an_archive_that_has_nothing_else(testdata, tmp_path):
     archive = tmp_path / "quantized_v2_224_100.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(path, "v2_224_100/model.tflite")
-    with open_checkpoint(archive) as checkpoint:
+    with open_source(archive) as checkpoint:
         assert checkpoint.resolution == 224
         assert list(checkpoint.sha256) == ["model.tflite"]
     for ours, known in zip(convert_checkpoint(archive).weights, convert_checkpoint(path).weights, strict=True):
@@ -54,17 +54,16 @@ def test_a_checkpoint_of_quantised_training(tmp_path):
 
 
 def test_what_is_read(testdata, tmp_path):
-    network = read_quantised(testdata / "models" / "deeplabv3_mnv2_pascal_quant.tflite")
-    assert network.input_shape == (513, 513, 3)
-    assert network.output_stride == 16
-    assert len(network.arrays) == 272
+    with open_source(testdata / "models" / "deeplabv3_mnv2_pascal_quant.tflite") as network:
+        assert network.facts == {"input_shape": (513, 513, 3), "output_stride": 16}
+    assert len(network.shapes) == 272
     assert network.shapes["aspp0/weights"] == (1, 1, 320, 256)
     assert network.shapes["MobilenetV2/expanded_conv_3/depthwise/depthwise_weights"] == (3, 3, 144, 1)
     with pytest.raises(FileNotFoundError):
-        read_quantised(tmp_path / "nothing.tflite")
+        open_source(tmp_path / "nothing.tflite")
     (tmp_path / "text.tflite").write_text("not a model")
     with pytest.raises(ValueError, match="is not a .tflite file"):
-        read_quantised(tmp_path / "text.tflite")
+        open_source(tmp_path / "text.tflite")
 
 
 @pytest.mark.slow

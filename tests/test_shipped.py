@@ -7,7 +7,7 @@ import pytest
 
 from mnv2_keras.bundled import bundled_file, digits_network, sample_digits
 from mnv2_keras.conversion import convert_checkpoint
-from mnv2_keras.convert.checkpoint import sha256_of
+from mnv2_keras.convert.source import sha256_of
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.evaluation.classification import evaluate, wilson
 from mnv2_keras.preprocessing import preprocess_image

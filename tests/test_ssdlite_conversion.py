@@ -36,7 +36,7 @@ def small(**options):
     return build_ssdlite_mobilenetv2(**({"alpha": 0.35, "input_shape": (64, 64, 3), "classes": 3} | options))
 
 
-def test_archive_converts_and_equals_its_graph_and_the_goldens(archive, testdata):
+def test_archive_converts_and_equals_its_graph_and_the_goldens(archive, goldens):
     model = convert_checkpoint(archive)
     assert model.input_shape == (None, 300, 300, 3)
     assert model.output["class_predictions_with_background"].shape == (None, 1917, 91)
@@ -55,7 +55,7 @@ def test_archive_converts_and_equals_its_graph_and_the_goldens(archive, testdata
     assert compared["detection_classes"].max_abs == 0
     assert max(compared[f"detection_{name}"].max_abs for name in ("boxes", "scores")) < 1e-5
 
-    receipt = verify_checkpoint(archive, goldens=testdata / "golden" / "detection")
+    receipt = verify_checkpoint(archive, goldens=goldens)
     assert receipt.passed, receipt.failure
     assert receipt.images == 3
     assert {"ssdlite_300: anchors", "ssdlite_320: class_predictions_with_background"} <= {
@@ -163,14 +163,14 @@ def test_keras_files_fill_it_too(tmp_path):
             np.testing.assert_array_equal(again[name], value)
 
 
-def test_what_does_not_fit_is_refused(folder, tmp_path, testdata):
+def test_what_does_not_fit_is_refused(folder, tmp_path, testdata, goldens):
     with pytest.raises(ValueError, match="alpha 1.0"):
         build_ssdlite_mobilenetv2(0.5, weights=folder)
     with pytest.raises(ValueError, match="same variables"):
         build_ssdlite_mobilenetv2(separable=False, weights=folder)
-    with pytest.raises(ValueError, match="no golden of this detector"):
+    with pytest.raises(ValueError, match="no golden of this network"):
         save_checkpoint(small(), tmp_path / "model.ckpt")
-        verify_checkpoint(tmp_path, goldens=testdata / "golden" / "detection")
+        verify_checkpoint(tmp_path, goldens=goldens)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         small(weights=tmp_path / "nowhere.ckpt")
     shutil.copy(next(testdata.glob("checkpoints/mobilenet_v2_0.35_96.tgz")), tmp_path / "x.tgz")
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, testdata):
 
 
 def test_shapes_of_another_detector_are_named(tmp_path):
-    from mnv2_keras.convert.checkpoint import write_checkpoint
+    from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 
     arrays = {"BoxPredictor_0/ClassPredictor/weights": np.zeros((1, 1, 8, 6), np.float32)}
     write_checkpoint(arrays, tmp_path / "model.ckpt")

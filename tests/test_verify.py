@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from mnv2_keras import convert_checkpoint, verify_checkpoint, verify_model
-from mnv2_keras.convert.checkpoint import _frozen_graph, write_checkpoint
 from mnv2_keras.convert.goldens import find_goldens
 from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.convert.receipt import Receipt
+from mnv2_keras.convert.sources.tf_slim import _frozen_graph, write_checkpoint
 
 ENDPOINTS = 72
 

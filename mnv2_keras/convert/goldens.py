@@ -1,7 +1,10 @@
-"""Outputs of the genuine TF-Slim program, kept as files; and the rule that gives their networks' variables values.
+"""Outputs of the genuine programs, kept as files; and the rule that gives their networks' variables values.
 
-A golden is `TAG.json` (the call's arguments, the input's shape, names and shapes of the variables, mean, std, min and max
-of every endpoint) beside `TAG.npz` (`net` and `ep:ENDPOINT`, large maps thinned out).
+A golden is `TAG.json` next to `TAG.npz`. The JSON holds `task` (classification where it is missing), `kwargs` (arguments of the
+call), `input_shape`, `input` ("pixels" for noise from 0 to 255 that is then normalised, else noise in [-1, 1)), `variables` [name,
+shape] in order of creation, `endpoints` (statistics, at least min and max), and `steps`: for each array, every how many values
+are kept along each axis. Without `steps`, large arrays are kept as `subsample` does. The arrays are called `net`, `ep:ENDPOINT`,
+or by the name of the output.
 """
 
 import ast
@@ -15,6 +18,8 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+
+from mnv2_keras.preprocessing import normalize_image
 
 #: TF-Slim's argument to this package's.
 _OPTIONS = {
@@ -44,8 +49,8 @@ def seeded_input(shape) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(0)).uniform(-1, 1, shape).astype(np.float32)
 
 
-def thinned(array: np.ndarray, channels: int = 8) -> np.ndarray:
-    """Every so manieth value of a large map, about 7 x 7 places and `channels` channels."""
+def subsample(array: np.ndarray, channels: int = 8) -> np.ndarray:
+    """About 7 x 7 places and `channels` channels of a map, at regular steps."""
     _, h, w, c = array.shape
     return array[:, :: max(1, h // 7), :: max(1, w // 7), :: max(1, c // channels)]
 
@@ -82,7 +87,10 @@ class Golden:
 
     @property
     def options(self) -> dict:
-        """Arguments of `build_mobilenetv2` that build the same network."""
+        """Arguments of the task's builder that build the same network."""
+        shape = {"input_shape": tuple(self.about["input_shape"][1:])}
+        if self.about.get("task", "classification") != "classification":
+            return self.about["kwargs"] | shape
         options = {"finegrain_classification_mode": False}
         for name, value in self.about["kwargs"].items():
             if name == "activation_fn":
@@ -94,14 +102,17 @@ class Golden:
         if any("/GroupNorm/" in name for name in self.shapes):
             options["normalization"] = "group_norm"
         base = "global_pool" not in self.about["endpoints"]
-        return options | {"include_top": not base, "input_shape": tuple(self.about["input_shape"][1:])}
+        return options | shape | {"include_top": not base}
 
     def input(self) -> np.ndarray:
-        """The images the run was given."""
+        """The images the run was given, float32 in [-1, 1)."""
+        if self.about.get("input") == "pixels":
+            pixels = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, self.about["input_shape"])
+            return normalize_image(pixels.astype(np.float32))
         return seeded_input(self.about["input_shape"])
 
     def outputs(self) -> dict[str, np.ndarray]:
-        """What the run put out: `net` and endpoints, thinned where they are large."""
+        """What the run put out: endpoints and outputs, subsampled where they are large."""
         try:
             with self.path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name.removeprefix("ep:"): arrays[name] for name in arrays.files}
@@ -111,17 +122,19 @@ class Golden:
             ) from error
 
     def value_range(self, endpoint: str, array: np.ndarray) -> float:
-        """max - min of the whole endpoint (the array may be thinned)."""
+        """max - min of the whole endpoint (the array may be subsampled)."""
         stats = self.about["endpoints"].get(endpoint)
         return stats["max"] - stats["min"] if stats else float(array.max() - array.min())
 
-    def cut(self, endpoint: str, array: np.ndarray) -> np.ndarray:
-        """Our endpoint, thinned as the golden's is."""
+    def subsample(self, endpoint: str, array: np.ndarray) -> np.ndarray:
+        """Our value of an endpoint, subsampled as the golden's is."""
+        if "steps" in self.about:
+            return array[tuple(slice(None, None, step) for step in self.about["steps"].get(endpoint, ()))]
         if array.ndim != 4:
             return array
         if endpoint == "net":
-            return thinned(array, 64) if array.size > 60_000 else array
-        return thinned(array) if array.size >= 3000 else array
+            return subsample(array, 64) if array.size > 60_000 else array
+        return subsample(array) if array.size >= 3000 else array
 
 
 def find_goldens(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[Golden]:
@@ -151,6 +164,6 @@ def find_goldens(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[Golden]
     return matching
 
 
-def shipped_golden() -> Golden:
+def bundled_golden() -> Golden:
     """The golden that comes with the package: alpha 0.35, 97 x 97 pixels, 1001 classes."""
     return Golden(Path(str(resources.files("mnv2_keras") / "goldens" / "alpha0.35_97_odd.json")))

@@ -1,10 +1,12 @@
-"""Which network a set of variable shapes belongs to: alpha, widths, classes, options."""
+"""Which network a set of variable shapes belongs to: alpha, widths, classes, options; for all three networks."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mnv2_keras.architecture import TABLE_2, Plan, Row, make_plan
+from mnv2_keras.architecture.detector import ANCHOR_SHAPES, EXTRA_DEPTHS, MIN_DEPTH, make_detector_plan
 from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, backbone_shapes, depth
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -179,4 +181,71 @@ def _own_widths(stem: int, widths: list[tuple[int, int]], last) -> dict:
         "last_channels": last[3] if last else 1280,
         "min_depth": 1,
         "divisible_by": 1,
+    }
+
+
+def infer_detector(shapes: Shapes, name: object) -> dict:
+    """Arguments of `build_ssdlite_mobilenetv2`, and `channels`; the names of the extra maps tell alpha.
+
+    Args:
+        shapes: variables of the network itself.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: the variables are another detector's.
+    """
+    kernel, stem = shapes.get("BoxPredictor_1/ClassPredictor/weights"), shapes.get(f"{DETECTOR}/Conv/weights")
+    wide = [int(m[1]) for v in shapes if (m := re.search(r"/layer_19_2_Conv2d_2_3x3_s2_(\d+)/weights$", v))]
+    if kernel and stem and wide:
+        # The published alphas, then every hundredth, then the one that gives exactly this width.
+        alphas = (*_PUBLISHED, *(i / 100 for i in range(1, 401)), wide[0] / EXTRA_DEPTHS[0])
+        for min_depth, alpha in itertools.product((MIN_DEPTH, 8), alphas):
+            if max(int(EXTRA_DEPTHS[0] * alpha), min_depth) != wide[0]:
+                continue
+            plan = make_detector_plan(alpha, channels=stem[2], min_depth=min_depth)
+            expected = backbone_shapes(plan.backbone, root=DETECTOR)
+            if all(shapes.get(variable) == shape for variable, shape in expected.items()):
+                separable = "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights" in shapes
+                return {
+                    "alpha": alpha,
+                    "classes": kernel[3] // len(ANCHOR_SHAPES[1]) - 1,
+                    "separable": separable,
+                    "predictor_kernel": None if separable else kernel[0],
+                    "min_depth": min_depth,
+                    "channels": stem[2],
+                }
+    raise ValueError(
+        f"{name} holds a detector, but not SSD or SSDLite on MobileNetV2: expected {DETECTOR}/Conv/weights, "
+        f"{DETECTOR}/layer_19_2_Conv2d_2_3x3_s2_512/weights, BoxPredictor_1/ClassPredictor/weights and so on, of one alpha."
+    )
+
+
+def infer_segmenter(shapes: Shapes, hint: str) -> dict:
+    """Arguments of `build_deeplabv3_mobilenetv2`, and `channels` and the number of atrous `branches`.
+
+    Size, output stride and dilations are not in the variables.
+
+    Args:
+        shapes: variables of the network itself.
+        hint: the file's name, to choose between alphas of equal widths, and for the message.
+
+    Raises:
+        ValueError: no alpha gives the backbone's widths.
+    """
+    backbone = infer_architecture(shapes, hint)
+    if backbone is None or backbone.alpha is None:
+        raise ValueError(
+            f"{hint} holds a segmentation network on a backbone whose widths are no multiple of Table 2's: only DeepLab on "
+            "MobileNetV2 with a width multiplier can be converted."
+        )
+    return {
+        "alpha": backbone.alpha,
+        "channels": backbone.channels,
+        "classes": shapes["logits/semantic/weights"][3],
+        "head": "concat_projection/weights" in shapes,
+        "decoder": "decoder/feature_projection0/weights" in shapes,
+        "aspp_separable": "aspp1/weights" not in shapes,
+        "min_depth": backbone.options["min_depth"],
+        "divisible_by": backbone.options["divisible_by"],
+        "branches": sum(bool(re.fullmatch(r"aspp[1-9]\d*(_pointwise)?/weights", name)) for name in shapes),
     }

@@ -26,6 +26,11 @@ _LEAVES = {
 AVERAGE = "ExponentialMovingAverage"
 
 
+def is_variable(name: str) -> bool:
+    """Whether a name is one of TF-Slim's variables of a network, by its last part."""
+    return any(name.rpartition("/")[2] in leaves.values() for leaves in _LEAVES.values())
+
+
 def root_scope(layer_names) -> str:
     """The scope of the backbone's variables, told by the heads that stand beside it."""
     return DETECTOR if any(name.startswith("BoxPredictor_") for name in layer_names) else CLASSIFIER

@@ -41,7 +41,7 @@ class Receipt:
         constants: variables compared bit for bit with the frozen graph's constants.
         different_constants: those that differ.
         top1, top5: share of the images with the same first class, and the same five in order; None without a classifier.
-        pixels: share of the pixels with the same label; None without a segmenter.
+        pixels: share of the pixels with the same label, of several runs the least; None without a segmenter.
         images: number of images compared.
         failure: what went wrong first, or None.
     """
@@ -68,17 +68,17 @@ class Receipt:
     @property
     def worst(self) -> Difference | None:
         """The endpoint that is furthest from the genuine one, relative to its range."""
-        return max(self.endpoints, key=lambda each: each.range_relative, default=None)
+        return max(self.endpoints, key=lambda difference: difference.range_relative, default=None)
 
     def as_dict(self) -> dict:
         """The receipt as JSON holds it."""
-        found = {"passed": self.passed, **asdict(self)}
-        for each in found["endpoints"]:  # JSON has no infinity and no NaN
-            each |= {name: None for name in ("max_abs", "range_relative") if not math.isfinite(each[name])}
-        return found
+        receipt = {"passed": self.passed, **asdict(self)}
+        for difference in receipt["endpoints"]:  # JSON has no infinity and no NaN
+            difference |= {n: None for n in ("max_abs", "range_relative") if not math.isfinite(difference[n])}
+        return receipt
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the receipt as JSON, all of it or nothing."""
+        """Write the receipt as JSON, atomically."""
         return write_text(Path(path), json.dumps(self.as_dict(), indent=1) + "\n")
 
     def fail(self, reason: str) -> None:
@@ -99,7 +99,7 @@ class Receipt:
         if not passed:
             self.fail(
                 f"{endpoint} is off by {max_abs:.3g}, {relative:.2g} of its range; at most {self.tolerance:g} passes. It is the "
-                "first endpoint that went wrong: look at the layers that lead to it."
+                "first endpoint that went wrong: check the layers that lead to it."
             )
         return None
 
@@ -125,6 +125,11 @@ class Receipt:
         first = [np.argsort(-values, axis=-1, kind="stable")[:, :5] for values in (ours, genuine)]
         self.top1 = float(np.mean(first[0][:, 0] == first[1][:, 0]))
         self.top5 = float(np.mean(np.all(first[0] == first[1], axis=1)))
+
+    def compare_pixels(self, ours: np.ndarray, genuine: np.ndarray) -> None:
+        """Agreement of the labels (B, H, W) of pixels."""
+        share = float(np.mean(ours == genuine))
+        self.pixels = share if self.pixels is None else min(self.pixels, share)
 
 
 def versions() -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.convert.checkpoint import Checkpoint
 from mnv2_keras.convert.infer import infer_architecture
 from mnv2_keras.convert.names import AVERAGE, depth, variables
+from mnv2_keras.convert.source import Source
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def network_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
 
 
 def _side(name: str, shapes: Mapping) -> str | None:
-    """Why a variable is no part of the network, or None."""
+    """Why a variable is not part of the network, or None."""
     parent, _, leaf = name.rpartition("/")
     if parent in shapes:
         return "moving averages" if leaf == AVERAGE else "optimiser slots"
@@ -70,34 +71,31 @@ def _side(name: str, shapes: Mapping) -> str | None:
     return None
 
 
-def _shape_error(source, model_shapes: Mapping, file_shapes: Mapping, wrong: list[str]) -> str:
+def _shape_error(path: Path, model_shapes: Mapping, file_shapes: Mapping, wrong: list[str]) -> str:
     """One sentence where the cause is known, the list of shapes otherwise."""
-    # The same hint for both: where several alphas have the same widths, both are called the same.
-    ours, theirs = (infer_architecture(shapes, source.name) for shapes in (model_shapes, file_shapes))
-    if ours and theirs:
-        if ours.channels != theirs.channels:
+    model, file = _architectures(path, model_shapes, file_shapes)
+    if model and file:
+        if model.channels != file.channels:
             return (
-                f"{source} takes images of {theirs.channels} channels, the model was built for {ours.channels}: build with "
-                f"input_shape=(H, W, {theirs.channels})."
+                f"{path} takes images of {file.channels} channels, the model was built for {model.channels}: build with "
+                f"input_shape=(H, W, {file.channels})."
             )
-        if ours.alpha != theirs.alpha:
+        if model.alpha != file.alpha:
             remedy = (
-                f"build with alpha={theirs.alpha}" if theirs.alpha else "use convert_checkpoint, which reads the widths"
+                f"build with alpha={file.alpha}" if file.alpha else "use convert_checkpoint, which reads the widths"
             )
-            return f"{source} holds {theirs.describe()}, the model was built with {ours.describe()}: {remedy}."
-        if theirs.alpha is not None and ours.options != theirs.options:
-            theirs_only = {k: v for k, v in theirs.options.items() if ours.options.get(k) != v}
+            return f"{path} holds {file.describe()}, the model was built with {model.describe()}: {remedy}."
+        if file.alpha is not None and model.options != file.options:
+            differing = {k: v for k, v in file.options.items() if model.options.get(k) != v}
+            return f"{path} holds alpha {file.alpha:g} with {differing}, the model was built otherwise: build it so."
+        if model.classes and file.classes and model.classes != file.classes:
             return (
-                f"{source} holds alpha {theirs.alpha:g} with {theirs_only}, the model was built otherwise: build it so."
-            )
-        if ours.classes and theirs.classes and ours.classes != theirs.classes:
-            return (
-                f"{source} holds {theirs.classes} classes, the model was built with {ours.classes}: build with "
-                f"classes={theirs.classes}, or use convert_checkpoint(path, classes={ours.classes}) to start a new head."
+                f"{path} holds {file.classes} classes, the model was built with {model.classes}: build with "
+                f"classes={file.classes}, or use convert_checkpoint(path, classes={model.classes}) to start a new head."
             )
     lines = [f"  {name}: file {file_shapes[name]}, model {model_shapes[name]}" for name in wrong[:10]]
     more = f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-    return f"{source} has {len(wrong)} variables of another shape than the model:\n" + "\n".join(lines) + more
+    return f"{path} has {len(wrong)} variables of another shape than the model:\n" + "\n".join(lines) + more
 
 
 def _listed(names) -> str:
@@ -105,74 +103,93 @@ def _listed(names) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def load_variables(variables: Mapping, checkpoint: Checkpoint, ema: bool = True, new: Collection[str] = ()) -> Transfer:
-    """Fill a model's weights from a checkpoint: every one of them, or none.
+def _architectures(path: Path, *sides: Mapping):
+    """The architectures of several sets of shapes, or None where they are not MobileNetV2's.
+
+    All get one hint: where several alphas give the same widths, they are called the same.
+    """
+    return [infer_architecture(shapes, path.name) for shapes in sides]
+
+
+def _check_names(path: Path, model_shapes: Mapping, file_shapes: Mapping, new: Collection[str]) -> dict[str, str]:
+    """Refuse a file that lacks a variable of the model, or has one that the model does not know.
+
+    Returns:
+        The variables of the file's network that the model does not take, each with the reason.
+    """
+    expected = [name for name in model_shapes if name not in new]
+    missing = [name for name in expected if name not in file_shapes]
+    end, unknown, left_out = max(map(depth, expected)), [], {}
+    for name in file_shapes.keys() - set(expected):
+        if name in new:
+            left_out[name] = "variables of the old head"
+        elif depth(name) > end:
+            left_out[name] = "variables after the model's end"
+        else:
+            unknown.append(name)
+    if not missing and not unknown:
+        return left_out
+    wrong = [name for name in expected if name in file_shapes and file_shapes[name] != model_shapes[name]]
+    model, file = _architectures(path, model_shapes, file_shapes)
+    if wrong and model and file and (model.alpha, model.channels) != (file.alpha, file.channels):
+        raise ValueError(_shape_error(path, model_shapes, file_shapes, wrong))
+    unknown = [name for name in file_shapes if name in unknown]
+    raise ValueError(
+        f"{path} and the model do not hold the same variables: {len(missing)} missing from the file"
+        f" ({_listed(missing) or 'none'}), {len(unknown)} unknown to the model ({_listed(unknown) or 'none'}). Nothing was "
+        "loaded: build the model with the options the checkpoint was made with, or use convert_checkpoint, which reads them."
+    )
+
+
+def _checked_array(source: Source, name: str) -> np.ndarray:
+    """A variable's array, which must be of finite floats."""
+    array = source.array(name)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{source.path}: {name} holds {array.dtype}, expected float32. Nothing was loaded.")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{source.path}: {name} holds {array.size - np.isfinite(array).sum()} values that are NaN or infinite. "
+            "Nothing was loaded: the checkpoint was saved from a diverged training or is damaged."
+        )
+    return array
+
+
+def load_variables(variables: Mapping, source: Source, ema: bool = True, new: Collection[str] = ()) -> Transfer:
+    """Fill a model's weights from a source: all of them, or none.
 
     Args:
         variables: TF-Slim name to Keras variable (`names.variables`).
-        checkpoint: the opened file.
-        ema: take the average where a variable has one.
+        source: the opened weights.
+        ema: take the moving average where a variable has one.
         new: names of weights that are left as they are (a new head).
 
     Raises:
         ValueError: missing, extra, wrongly shaped or non-finite variables; the model is as it was.
     """
-    source, file_shapes = checkpoint.source, network_shapes(checkpoint.shapes)
-    wanted = {name: variable for name, variable in variables.items() if name not in new}
+    path, file_shapes = source.path, network_shapes(source.shapes)
     model_shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-
-    missing = [name for name in wanted if name not in file_shapes]
-    extra, left_out = [], {}
-    end = max(depth(name) for name in wanted)
-    for name in checkpoint.shapes:
-        if name not in file_shapes:
-            left_out[name] = _side(name, checkpoint.shapes)
-        elif name in new:
-            left_out[name] = "variables of the old head"
-        elif name not in wanted:
-            if depth(name) > end:
-                left_out[name] = "variables after the model's end"
-            else:
-                extra.append(name)
-    wrong = [name for name in wanted if name in file_shapes and file_shapes[name] != model_shapes[name]]
-    background = [
-        name for name in wrong if "/Logits/" in name and _drops_background(file_shapes[name], model_shapes[name])
-    ]
-    if len(background) == len(wrong) == 2:
-        wrong = []
-    else:
-        background = []
-    if missing or extra:
-        if wrong and _known_difference(source, model_shapes, file_shapes):
-            raise ValueError(_shape_error(source, model_shapes, file_shapes, wrong))
-        raise ValueError(
-            f"{source} and the model do not hold the same variables: {len(missing)} missing from the file"
-            f" ({_listed(missing) or 'none'}), {len(extra)} unknown to the model ({_listed(extra) or 'none'}). Nothing was loaded: "
-            "build the model with the options the checkpoint was made with, or use convert_checkpoint, which reads them."
-        )
-    if wrong:
-        raise ValueError(_shape_error(source, model_shapes, file_shapes, wrong))
+    left_out = {name: _side(name, source.shapes) for name in source.shapes if name not in file_shapes}
+    left_out |= _check_names(path, model_shapes, file_shapes, new)
+    expected = [name for name in variables if name not in new]
+    wrong = [name for name in expected if file_shapes[name] != model_shapes[name]]
+    logits = [n for n in wrong if "/Logits/" in n and _drops_background(file_shapes[n], model_shapes[n])]
+    background = logits if len(logits) == len(wrong) == 2 else []
+    if wrong and not background:
+        raise ValueError(_shape_error(path, model_shapes, file_shapes, wrong))
 
     taken, values = {}, {}
-    for name in wanted:
+    for name in expected:
         average = f"{name}/{AVERAGE}"
-        taken[name] = average if ema and average in checkpoint.shapes else name
-        if checkpoint.shapes[taken[name]] != file_shapes[name]:
+        taken[name] = average if ema and average in source.shapes else name
+        if source.shapes[taken[name]] != file_shapes[name]:
             raise ValueError(
-                f"{source}: {taken[name]} has shape {checkpoint.shapes[taken[name]]}, its variable {file_shapes[name]}."
+                f"{path}: {taken[name]} has shape {source.shapes[taken[name]]}, its variable {file_shapes[name]}."
             )
-        value = checkpoint.array(taken[name])
-        if not np.issubdtype(value.dtype, np.floating):
-            raise ValueError(f"{source}: {taken[name]} holds {value.dtype}, expected float32. Nothing was loaded.")
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"{source}: {taken[name]} holds {np.size(value) - np.isfinite(value).sum()} values that are NaN or infinite. "
-                "Nothing was loaded: the checkpoint was saved from a diverged training or is damaged."
-            )
-        values[name] = value[..., 1:] if name in background else value
+        array = _checked_array(source, taken[name])
+        values[name] = array[..., 1:] if name in background else array
     used = set(taken.values())
-    left_out = {name: why for name, why in left_out.items() if name not in used}
-    left_out |= {name: "raw variables that have an average" for name in wanted if name not in used}
+    left_out = {name: reason for name, reason in left_out.items() if name not in used}
+    left_out |= {name: "raw variables that have an average" for name in expected if name not in used}
     for name, value in values.items():
         variables[name].assign(value)
     return Transfer(taken, left_out, tuple(new), bool(background))
@@ -182,22 +199,6 @@ def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:
     return file_shape[-1] == 1001 and model_shape[-1] == 1000 and file_shape[:-1] == model_shape[:-1]
 
 
-def _known_difference(source, model_shapes: Mapping, file_shapes: Mapping) -> bool:
-    ours, theirs = (infer_architecture(shapes, source.name) for shapes in (model_shapes, file_shapes))
-    return bool(ours and theirs and (ours.alpha != theirs.alpha or ours.channels != theirs.channels))
-
-
-def load_arrays(model, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give every weight of a model its array, by TF-Slim name.
-
-    Raises:
-        ValueError: the names or shapes are not the model's; nothing was changed.
-    """
-    ours = variables(model)
-    wrong = sorted(ours.keys() ^ arrays.keys()) or [n for n in ours if tuple(ours[n].shape) != np.shape(arrays[n])]
-    if wrong:
-        raise ValueError(
-            f"the arrays do not fit the model, first {wrong[0]}: expected exactly its {len(ours)} variables."
-        )
-    for name, variable in ours.items():
-        variable.assign(arrays[name])
+def load_arrays(model, arrays: Mapping[str, np.ndarray]) -> Transfer:
+    """Give every weight of a model its array, by TF-Slim name. Errors are those of `load_variables`."""
+    return load_variables(variables(model), Source.of_arrays(Path("the dictionary of arrays"), arrays))

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.atomic import write_text
-from mnv2_keras.convert.checkpoint import sha256_of
 from mnv2_keras.convert.receipt import versions
+from mnv2_keras.convert.source import sha256_of
 from mnv2_keras.data.classification import check_labels
 from mnv2_keras.labels import imagenet_labels
 

@@ -1,21 +1,14 @@
 """SSDLite, the paper's detector, and the classic SSD, on the MobileNetV2 backbone."""
 
 import dataclasses
-import logging
 
 import keras
 from keras import layers
 
 from mnv2_keras.architecture.detector import MIN_DEPTH, MIN_SIDE, DetectorPlan, make_detector_plan
-from mnv2_keras.convert.checkpoint import Checkpoint, open_checkpoint
-from mnv2_keras.convert.names import CLASSIFIER, DETECTOR, variables
-from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
 from mnv2_keras.networks.backbone import ConvConfig, backbone, convolutions
 from mnv2_keras.networks.builder import image_input, plan_for
-from mnv2_keras.registry import imagenet_checkpoint
-from mnv2_keras.weights import KERAS_FILES, fill, find_weights
-
-log = logging.getLogger("mnv2_keras")
+from mnv2_keras.weights import fill
 
 
 def build_ssdlite_mobilenetv2(
@@ -84,7 +77,7 @@ def build_ssdlite_mobilenetv2(
         maps.append(convolutions(maps[-1], sequence, config))
     model = keras.Model(image, predictions(maps, plan, config), name=name)
     if weights is not None:
-        _fill(model, weights, plan.backbone.alpha)
+        fill(model, weights, plan.backbone.alpha, 224)
     return model
 
 
@@ -108,45 +101,3 @@ def predictions(maps: list, plan: DetectorPlan, config: ConvConfig) -> dict:
             rows.append(layers.Reshape((-1, branch[-1].outputs // predictor.anchors), name=f"{name}-rows")(y))
     # Codes and logits stay in float32 under mixed precision: what follows are exponentials.
     return {name: layers.Concatenate(axis=1, dtype="float32", name=name)(rows) for name, rows in outputs.items()}
-
-
-def _fill(model: keras.Model, weights, alpha: float) -> None:
-    """Fill a fresh detector with what the builder's `weights` names: a whole detector, or a backbone."""
-    path = find_weights(imagenet_checkpoint(alpha, 224).name if str(weights) == "imagenet" else weights)
-    if path.suffix in KERAS_FILES:
-        fill(model, path, alpha, None)
-        return
-    with open_checkpoint(path) as checkpoint:
-        fill_from_checkpoint(model, checkpoint)
-
-
-def fill_from_checkpoint(model: keras.Model, checkpoint: Checkpoint, ema: bool = True) -> Transfer:
-    """Fill a fresh detector from an opened checkpoint.
-
-    A detector's fills everything, or everything but the class predictors where the number of classes differs. Another
-    network's (the classifier, DeepLab) fills the backbone alone; the last convolution stays fresh where its width differs, as it
-    does for alpha below 1.
-
-    Raises:
-        ValueError: the file holds no MobileNetV2 of these widths; the model is untouched.
-    """
-    ours, shapes = variables(model), network_shapes(checkpoint.shapes)
-    left = []
-    if any(name.startswith("BoxPredictor_0/") for name in shapes):
-        if all(_shape(ours, name) != shapes.get(name) for name in ours if "/ClassPredictor/" in name):
-            left = [name for name in ours if "/ClassPredictor/" in name]
-    else:
-        ours = {name.removeprefix("FeatureExtractor/"): v for name, v in ours.items() if name.startswith(DETECTOR)}
-        last = [name for name in ours if name.startswith(f"{CLASSIFIER}/Conv_1/")]
-        left = [name for name in ours if "/layer_" in name]
-        left += last if any(_shape(ours, name) != shapes.get(name) for name in last) else []
-    transfer = load_variables(ours, checkpoint, ema, new=left)
-    if left:
-        log.warning(
-            "%s: %d weights of the model are new and untrained, first %s.", checkpoint.source.name, len(left), left[0]
-        )
-    return transfer
-
-
-def _shape(variables_by_name, name: str) -> tuple[int, ...]:
-    return tuple(variables_by_name[name].shape)

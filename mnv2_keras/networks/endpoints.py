@@ -5,9 +5,11 @@ All of it is read from the layers' names, so it works on a model that comes from
 
 import math
 import re
+from collections.abc import Callable
 from types import MappingProxyType
 
 import keras
+import numpy as np
 
 from mnv2_keras.architecture import Endpoint
 
@@ -124,6 +126,30 @@ def _chosen(model, names) -> dict:
             f"{unknown[0]!r} is no endpoint of model {model.name!r}: expected one of {', '.join(tensors)}."
         )
     return {name: tensors[name] for name in names}
+
+
+def endpoint_function(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from a batch to every endpoint of a model, in network order, and its outputs; it can be called repeatedly.
+
+    The outputs have their own names, a single one is `net`. TF-Slim's `net` is the logits, whatever is made of them afterwards.
+    """
+    outputs = model.output if isinstance(model.output, dict) else {"net": model.output}
+    tensors = {**endpoints(model), **outputs}
+    probe = keras.Model(model.input, list(tensors.values()))
+
+    def values(batch: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = {
+            name: keras.ops.convert_to_numpy(value)
+            for name, value in zip(tensors, probe(batch, training=False), strict=True)
+        }
+        return arrays | ({"net": arrays["Logits"]} if "Logits" in arrays else {})
+
+    return values
+
+
+def endpoint_values(model: keras.Model, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """The values of `endpoint_function` on one batch."""
+    return endpoint_function(model)(batch)
 
 
 def feature_extractor(model: keras.Model, names) -> keras.Model:

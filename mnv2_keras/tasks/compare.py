@@ -1,81 +1,88 @@
-"""Proof that a model computes what the genuine program computed, endpoint by endpoint, in network order."""
+"""Proof that a model computes what the genuine program computed, value by value, in network order; for every task."""
 
 import os
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from mnv2_keras.convert.goldens import Golden, seeded_input
+from mnv2_keras.convert.goldens import Golden
 from mnv2_keras.convert.graph import FrozenGraph
-from mnv2_keras.convert.names import root_scope, variables
+from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.receipt import Receipt
-from mnv2_keras.images import find_images
-from mnv2_keras.networks.endpoints import endpoints
-from mnv2_keras.preprocessing import preprocess_image
-
-
-def endpoint_values(model: keras.Model, batch: np.ndarray) -> dict[str, np.ndarray]:
-    """Every endpoint of the model on a batch, in network order, and the model's own output as `net`."""
-    taps = endpoints(model)
-    *values, net = keras.Model(model.input, [*taps.values(), model.output])(batch, training=False)
-    found = {name: keras.ops.convert_to_numpy(value) for name, value in zip(taps, values, strict=True)}
-    # TF-Slim returns the logits, whatever is made of them afterwards.
-    return found | {"net": found.get("Logits", keras.ops.convert_to_numpy(net))}
+from mnv2_keras.images import find_images, read_image
+from mnv2_keras.networks.endpoints import endpoint_function
+from mnv2_keras.tasks import task_of_model
+from mnv2_keras.tasks.protocol import Task
 
 
 def compare_with_graph(receipt: Receipt, model: keras.Model, graph: FrozenGraph, images=None) -> None:
-    """Fill a classifier's receipt: weights against the graph's constants, then endpoints on each image."""
-    ours = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
-    receipt.compare_constants(ours, graph.constants())
-    batch = _batch(images, graph.input_shape, model)
-    values = endpoint_values(model, batch)
-    nodes = graph.endpoint_nodes(values, root_scope(layer.name for layer in model.layers))
-    if not nodes:
-        raise ValueError(f"{graph.path.name} has no node of MobileNetV2: it is another network's graph.")
-    runs = [graph.run({graph.placeholder: image[None]}, nodes) for image in batch]
-    receipt.images = len(batch)
+    """Fill a receipt: weights against the graph's constants, then endpoints and outputs on each image.
+
+    Args:
+        images: photos (paths, folders, uint8 arrays); or a float32 batch (B, H, W, C) in [-1, 1] at the network's size; None for
+            seeded noise.
+
+    Raises:
+        ValueError: the graph is another network's, or images that do not fit.
+    """
+    task = task_of_model(model)
+    weights = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
+    receipt.compare_constants(weights, graph.constants())
+    size = task.input_size(graph, model)
+    nodes, function = task.nodes(graph, model), endpoint_function(model)
+    runs = []
+    for photo, image in _images(task, images, size):
+        genuine = graph.run(task.feed(graph, photo, image[None]), nodes)
+        ours = function(image[None])
+        task.complete(ours, genuine, image[None])
+        runs.append((ours, genuine))
+        receipt.images += 1
+    ours, genuine = (
+        {name: np.concatenate([run[side][name] for run in runs]) for name in runs[0][side]} for side in (0, 1)
+    )
     for name in nodes:
-        genuine = np.concatenate([run[name] for run in runs])
-        receipt.compare(name, values[name], genuine)
-        if name == "Logits" and genuine.shape == values[name].shape:
-            receipt.compare_rankings(values[name], genuine)
+        receipt.compare(name, ours[name], genuine[name], task.value_range(name))
+    task.judge(receipt, ours, genuine)
 
 
-def _batch(images, graph_shape, model: keras.Model) -> np.ndarray:
-    """The images to compare on, float32 (B, H, W, C) in [-1, 1], of the size that graph and model share."""
-    if any(a and b and a != b for a, b in zip(graph_shape[1:], model.input_shape[1:], strict=True)):
-        raise ValueError(
-            f"the genuine graph takes images of {graph_shape[1:]}, the model of {model.input_shape[1:]}: build it with "
-            f"input_shape={tuple(graph_shape[1:])} or (None, None, {graph_shape[3]})."
-        )
-    sides = [a or b or 224 for a, b in zip(graph_shape[1:], model.input_shape[1:], strict=True)]
+def _images(task: Task, images, size: tuple[int, int, int]) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """Each photo (None for a preprocessed image) with the image that the network takes, float32 (H, W, C)."""
     if images is None:
-        return seeded_input((2, *sides))
+        images = task.random_images(size)
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
-        if images.ndim != 4 or list(images.shape[1:]) != sides or not len(images):
+        if images.ndim != 4 or images.shape[1:] != size or not len(images):
             raise ValueError(
-                f"images is a float32 batch of shape {images.shape}: expected (B, {', '.join(map(str, sides))})."
+                f"images is a float32 batch of shape {images.shape}: expected (B, {', '.join(map(str, size))})."
             )
-        return images
-    single = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        yield from ((None, image) for image in images)
+        return
+    if isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        images = [images]
     photos = []
-    for image in [images] if single else images:
+    for image in images:
         photos += find_images([image]) if isinstance(image, str | os.PathLike) else [image]
     if not photos:
-        raise ValueError("images is empty: pass at least one photo, or None for a seeded random batch.")
-    return np.stack([preprocess_image(photo, tuple(sides[:2])) for photo in photos])
+        raise ValueError("images is empty: pass at least one photo, or None for seeded noise.")
+    for photo in photos:
+        pixels = read_image(photo) if isinstance(photo, str | os.PathLike) else photo
+        yield pixels, task.preprocess(pixels, size[:2])
 
 
 def compare_with_golden(receipt: Receipt, model: keras.Model, golden: Golden, prefix: str = "") -> None:
-    """Fill a receipt from one run of TF-Slim."""
-    batch, genuine = golden.input(), golden.outputs()
-    values = endpoint_values(model, batch)
-    known = [name for name in values if name in genuine]
-    if not known:
+    """Fill a receipt from one run of the genuine program.
+
+    Raises:
+        ValueError: the golden holds none of the model's endpoints, or cannot be read.
+    """
+    task, batch, genuine = task_of_model(model), golden.input(), golden.outputs()
+    ours = endpoint_function(model)(batch)
+    task.complete(ours, genuine, batch)
+    names = [name for name in ours if name in genuine and name != "labels"]
+    if not names:
         raise ValueError(f"{golden.path} holds none of the model's endpoints.")
-    for name in known:
-        value_range = golden.value_range(name, genuine[name])
-        receipt.compare(f"{prefix}{name}", golden.cut(name, values[name]), genuine[name], value_range)
+    ours = {name: golden.subsample(name, ours[name]) for name in ours if name in genuine or name == "Logits"}
+    for name in names:
+        receipt.compare(f"{prefix}{name}", ours[name], genuine[name], golden.value_range(name, genuine[name]))
     receipt.images += len(batch)
-    if "Logits" in values:
-        receipt.compare_rankings(values["Logits"], genuine["net"])
+    task.judge(receipt, ours, genuine)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from mnv2_keras import build_mobilenetv2, endpoints, make_plan
-from mnv2_keras.convert.goldens import Golden, name_rule_value, seeded_input, shipped_golden
+from mnv2_keras.convert.goldens import Golden, bundled_golden, name_rule_value, seeded_input
 from mnv2_keras.convert.names import classifier_shapes, layer_name, variables
 from mnv2_keras.convert.receipt import Receipt
-from mnv2_keras.tasks.compare import compare_with_golden, endpoint_values
+from mnv2_keras.networks.endpoints import endpoint_values
+from mnv2_keras.tasks.compare import compare_with_golden
 
 #: Largest difference, relative to the endpoint's range. TF-Slim against itself (oneDNN on and off) is at 5e-5.
 TOLERANCE = 3e-4
@@ -92,8 +93,8 @@ def test_the_rule_of_the_goldens():
     assert seeded_input((1, 2, 2, 3)).dtype == np.float32
 
 
-def test_shipped_golden_is_the_genuine_one(testdata):
-    ours, genuine = shipped_golden(), testdata / "golden" / "classification"
+def test_bundled_golden_is_the_genuine_one(testdata):
+    ours, genuine = bundled_golden(), testdata / "golden" / "classification"
     for suffix in (".json", ".npz"):
         file = ours.path.with_suffix(suffix)
         assert file.read_bytes() == (genuine / file.name).read_bytes()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mnv2_keras import convert_checkpoint, decode_predictions, preprocess_image
-from mnv2_keras.convert.goldens import thinned
-from mnv2_keras.tasks.compare import endpoint_values
+from mnv2_keras.convert.goldens import subsample
+from mnv2_keras.networks.endpoints import endpoint_values
 
 #: What TF-Slim says, with its probability.
 TOP_1 = {
@@ -63,4 +63,4 @@ def test_command_line(testdata, capsys, monkeypatch):
 
 def test_thinning_is_the_goldens():
     array = np.arange(2 * 28 * 28 * 32.0).reshape(2, 28, 28, 32)
-    np.testing.assert_array_equal(thinned(array), array[:, ::4, ::4, ::4])
+    np.testing.assert_array_equal(subsample(array), array[:, ::4, ::4, ::4])

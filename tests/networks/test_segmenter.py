@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from deeplab_variants import OPTIONS
+from genuine_goldens import every, segmentation_runs
 
 from mnv2_keras import build_deeplabv3_mobilenetv2, endpoints, feature_info
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.segmentation_goldens import segmentation_goldens
 from mnv2_keras.layers import ArgMax, ResizeLike
-from mnv2_keras.tasks.compare import endpoint_values
+from mnv2_keras.networks.endpoints import endpoint_values
 
 #: Trainable parameters, as the genuine program counted them (`analysis` has its own tests).
 TRAINABLE = {"aspp": 2_568_021, "decoder": 2_725_573, "os32_bare": 1_818_453, "dm05_os16": 697_013, "dm05_os8": 697_013}
@@ -25,35 +25,35 @@ def fill_by_name(model):
 
 
 @pytest.fixture(scope="module")
-def folder(testdata):
-    return testdata / "golden" / "segmentation"
+def runs(testdata):
+    return segmentation_runs(testdata / "golden")
 
 
-def test_every_golden_is_tested(folder):
-    assert [golden.tag for golden in segmentation_goldens(folder)] == list(OPTIONS)
+def test_every_golden_is_tested(runs):
+    assert list(runs) == list(OPTIONS)
 
 
 @pytest.mark.parametrize("tag", OPTIONS)
-def test_equals_deeplab(folder, tag):
-    golden = next(each for each in segmentation_goldens(folder) if each.tag == tag)
+def test_equals_deeplab(runs, tag):
+    golden = runs[tag]
     model = fill_by_name(build_deeplabv3_mobilenetv2(**OPTIONS[tag]))
     shapes = {name: tuple(variable.shape) for name, variable in variables(model).items()}
     assert shapes == golden.shapes
     assert list(shapes) == list(golden.shapes), "order of creation"
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == TRAINABLE.get(tag, 2_113_557)
 
-    arrays, image = golden.load(), golden.input()
+    arrays, image = golden.arrays, golden.input()
     np.testing.assert_array_equal(
         np.random.Generator(np.random.PCG64(0)).uniform(0, 255, image.shape).astype("f")[:, ::171, ::171],
-        arrays["input_probe"] if "input_probe" in arrays else np.load(golden.arrays)["input_probe"],
+        arrays["input_probe"] if "input_probe" in arrays else np.load(golden.file)["input_probe"],
     )
     values = endpoint_values(model, image)
     outputs = golden.outputs()
     assert {"net", "logits/semantic", "layer_18"} <= set(outputs)
     assert len(outputs) >= (4 if tag == "os32_bare" else 7)
-    for name, (genuine, cut, _) in outputs.items():
-        assert cut(values[name]).shape == genuine.shape, name
-        np.testing.assert_allclose(cut(values[name]), genuine, rtol=0, atol=2e-3, err_msg=name)
+    for name, (genuine, steps, _) in outputs.items():
+        assert every(values[name], steps).shape == genuine.shape, name
+        np.testing.assert_allclose(every(values[name], steps), genuine, rtol=0, atol=2e-3, err_msg=name)
     known = {name.split("/")[1] for name in arrays if name.startswith("features/")} & set(values)
     assert {"layer_18", "concat_projection"} - {"concat_projection" if tag == "os32_bare" else ""} <= known
     for name in known:
@@ -68,8 +68,8 @@ def test_equals_deeplab(folder, tag):
         logits = values["logits/semantic"]
         figures = [logits.mean(), logits.std(), np.abs(logits).max()]
         np.testing.assert_allclose(figures, arrays["logits_stats_mean_std_absmax"], rtol=0, atol=2e-3)
-    genuine, cut = golden.labels()
-    assert np.mean(cut(np.argmax(values["net"], -1)) == genuine) >= 0.9999
+    genuine, steps = golden.labels()
+    assert np.mean(every(np.argmax(values["net"], -1), steps) == genuine) >= 0.9999
     probabilities = keras.ops.softmax(values["net"][:, ::64, ::64]).numpy()
     np.testing.assert_allclose(probabilities, arrays["prob_every64"], rtol=0, atol=1e-3)
     if "preprocessed_probe" in arrays:
@@ -83,8 +83,8 @@ def test_weight_decay(tag):
     assert float(sum(model.losses)) == pytest.approx(L2_AT_1E4[tag], rel=1e-4)
 
 
-def test_129_pixels(folder):
-    golden = np.load(folder / "deeplab_extra_golden.npz")
+def test_129_pixels(testdata):
+    golden = np.load(testdata / "golden" / "segmentation" / "deeplab_extra_golden.npz")
     image = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, (1, 129, 129, 3)).astype(np.float32)
     for stride in (16, 8):
         model = build_deeplabv3_mobilenetv2(input_shape=(129, 129, 3), output_stride=stride, include_preprocessing=True)

@@ -5,47 +5,29 @@ convolution is all but the last part of its output's name.
 """
 
 import math
-import os
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.convert.source import Source, sha256_of
 from mnv2_keras.tflite import TfliteFile
 
 #: By what the batch norm of a scope is computed: epsilon, as the networks have it in Keras.
 _EPSILON, _HEAD_EPSILON = 1e-3, 1e-5
 
 
-@dataclass(frozen=True)
-class QuantisedNetwork:
-    """What a quantised file holds.
+def read(tflite: Path, path: Path) -> Source:
+    """Read a quantised (or float) .tflite file made from TF-Slim's graph; batch norms get gamma 1, mean 0, variance 1 - epsilon.
 
-    Attributes:
-        source: the file's name for messages.
-        arrays: float32 by TF-Slim's variable name; each batch norm has gamma 1, mean 0 and variance 1 - epsilon.
-        input_shape: (H, W, C).
-        output_stride: pixels of the image to a step of the backbone's last map.
-    """
-
-    source: str
-    arrays: dict[str, np.ndarray]
-    input_shape: tuple[int, int, int]
-    output_stride: int
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each variable."""
-        return {name: array.shape for name, array in self.arrays.items()}
-
-
-def read_quantised(path: str | os.PathLike) -> QuantisedNetwork:
-    """Read a quantised (or float) .tflite made from TF-Slim's graph.
+    Args:
+        tflite: the file.
+        path: what the user named: the same file, or an archive that holds it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or its tensors do not have TF-Slim's names.
     """
-    file = TfliteFile(path)
+    file = TfliteFile(tflite)
     arrays: dict[str, np.ndarray] = {}
     strides = []
     for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
@@ -79,4 +61,6 @@ def read_quantised(path: str | os.PathLike) -> QuantisedNetwork:
         raise ValueError(
             f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/..., and so on."
         )
-    return QuantisedNetwork(file.source, arrays, tuple(sides), math.prod(strides))
+    facts = {"input_shape": tuple(sides), "output_stride": math.prod(strides)}
+    hashes = {tflite.name: sha256_of(tflite)}
+    return Source.of_arrays(path, arrays, file=tflite, facts=facts, sha256=hashes, folded=True)
