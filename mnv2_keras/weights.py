@@ -75,8 +75,8 @@ def fill_from_source(model: keras.Model, source: Source, ema: bool = True) -> Tr
     transfer = load_variables(ours, source, ema, new)
     if new:
         log.warning(
-            "%s has %s classes: its backbone is kept, the head of %s classes is new (%d weights of the model are new and untrained, "
-            "first %s).",
+            "%s has %s classes: its backbone is kept, the head of %s classes is new "
+            "(%d weights of the model are new and untrained, first %s).",
             source.path.name,
             _classes(shapes) or "no",
             _classes({name: variable.shape for name, variable in ours.items()}),
