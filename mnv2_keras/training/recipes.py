@@ -51,8 +51,10 @@ class TrainingRecipe:
             real_number("average", self.average, 0, 1, below=True, note=", or None")
 
     def as_dict(self) -> dict:
-        """As JSON holds it."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """As JSON holds it; momentum only where the optimizer has it, as in recipes of earlier releases."""
+        unused = {"momentum"} if self.optimizer != "momentum" else set()
+        names = [field.name for field in dataclasses.fields(self) if field.name not in unused]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     def as_json(self) -> str:
         """The text of a run's `recipe.json`."""
