@@ -1,22 +1,44 @@
-"""`mnv2 train`, `finetune` and `evaluate`, as they are typed."""
+"""`mnv2 train` and `mnv2 finetune`, called in this process."""
 
+import functools
 import json
+import re
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from training_tasks import examples, recipe
+from training_tasks import SHORT_TABLE, examples, recipe
+from typer import Typer
 from typer.testing import CliRunner
 
+from mnv2_keras.architecture import detector, make_plan, segmenter
 from mnv2_keras.cli import evaluate, train
 from mnv2_keras.cli.console import print_skipped
 from mnv2_keras.cli.finetune import finetune
 from mnv2_keras.cli.train import training_bar
-from mnv2_keras.training import recipes
+from mnv2_keras.data import detection_shapes
+from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.evaluation.segmentation import evaluate_segmenter
+from mnv2_keras.inference.segmenter import Segmenter
+from mnv2_keras.training import classification, recipes
 
 run = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Short networks, a dozen drawn images, and no switch that would hold for all tests of this process."""
+    draw = detection_shapes.drawn_shapes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        patch.setattr(detection_shapes, "drawn_shapes", lambda count, *sizes, **options: draw(12, *sizes, **options))
+        for module in (detector, segmenter):
+            patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
+        yield
 
 
 def write(folder, data, broken=False):
@@ -36,7 +58,6 @@ def trained(tmp_path_factory):
     write(folder / "data" / "test", examples(12, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "RECIPES", {"tiny": recipe(epochs=2)})
-        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
         arguments = [
             "--recipe",
             "tiny",
@@ -93,8 +114,6 @@ def test_evaluate_in_shards(trained, tmp_path):
 
 
 def test_finetune(trained, tmp_path, monkeypatch):
-    from typer import Typer
-
     from mnv2_keras.training import finetune as stages
 
     probes, probe = [], stages.linear_probe
@@ -134,7 +153,6 @@ def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
     _, folder, _ = trained
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "RECIPES", {"paper": recipe(epochs=1, network={"classes": 1001})})
-        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
         arguments = ["--data", str(folder / "data"), "-o", str(tmp_path / "run"), "--size", "24", "--alpha", "0.5"]
         run(train.app, arguments, catch_exceptions=False)
     model = keras.models.load_model(tmp_path / "run" / "last.keras", compile=False)
@@ -144,9 +162,9 @@ def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
 
 
 def test_what_is_missing_is_told():
-    for app in (train.app, evaluate.app):
+    for app, command in ((train.app, []), (train.app, ["classification"]), (evaluate.app, [])):
         with pytest.raises(ValueError, match="--data is missing"):
-            run(app, ["--weights", "x"], catch_exceptions=False)
+            run(app, [*command, "--weights", "x"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
@@ -183,10 +201,122 @@ def test_many_broken_images_are_not_all_listed(capsys):
 
 
 def test_start_from_weights(trained):
-    from mnv2_keras.training import classification as loop
-
     _, folder, _ = trained
-    model = loop.build(recipe(), 2, folder / "run" / "last.keras")
+    model = classification.build(recipe(), 2, folder / "run" / "last.keras")
     saved = keras.models.load_model(folder / "run" / "last.keras", compile=False)
     for ours, theirs in zip(model.get_weights(), saved.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_detection_on_drawn_shapes(tmp_path):
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--every", "1"]
+    done = run(train.app, ["detection", "--shapes", "-o", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "detector.keras",
+        "labels.txt",
+        "history.csv",
+        "curves.png",
+        "tensorboard",
+        "recipe.json",
+        "state.npz",
+    }
+    assert (tmp_path / "labels.txt").read_text().splitlines() == ["circle", "square", "triangle"]
+
+
+def test_detection_names_a_photo_it_cannot_read_and_needs_no_matplotlib(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    for number in (1, 2):
+        Image.new("RGB", (60, 60)).save(tmp_path / f"{number}.png")
+        document["images"].append({"id": number, "file_name": f"{number}.png", "height": 60, "width": 60})
+        document["annotations"].append({"image_id": number, "category_id": 1, "bbox": [9, 9, 20, 20]})
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "3", "--batch", "1"]
+    data = ["--annotations", str(tmp_path / "truth.json"), "--images", str(tmp_path)]
+    done = run(train.app, ["detection", "-o", str(tmp_path / "out"), *data, *options])
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path / '2.png'} is not an image" in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "detector.keras",
+        "labels.txt",
+        "history.csv",
+        "recipe.json",
+        "state.npz",
+        "tensorboard",
+    }
+    assert "curves.png is left out. To get it: pip install matplotlib" in caplog.text
+
+
+@pytest.mark.parametrize("options", [[], ["--shapes", "--recipe", "none"], ["--images", "folder"]])
+def test_options_of_detection_that_do_not_go_together_are_refused(options, tmp_path):
+    with pytest.raises(ValueError, match="Name one source|--recipe is 'none'|--images needs --annotations"):
+        run(train.app, ["detection", "-o", str(tmp_path), *options], catch_exceptions=False)
+
+
+def test_segmentation_into_a_file_as_before_and_its_evaluation(shapes_folder, tmp_path):
+    model = tmp_path / "model.keras"
+    sources = ["--photos", str(shapes_folder / "photos"), "--masks", str(shapes_folder / "masks")]
+    command = ["segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.35", "--crop", "33", *sources]
+    command += ["--steps", "2", "--batch", "1", "--freeze-batch-norm"]
+    result = run(train.app, command)
+    assert result.exit_code == 0, result.output
+    assert f"warning: -o is the run's folder now: the model is written to {model}" in result.stderr
+    assert sorted(tmp_path.glob("model*")) == [tmp_path / "model", model]
+    again = run(train.app, [*command, "--resume"])
+    assert f"{tmp_path / 'model'} is finished: there is nothing to resume" in again.stdout
+    np.savez(tmp_path / "model.keras.state.npz", about=np.array("{}"), a0=np.zeros(2))
+    with pytest.raises(ValueError, match="written by an earlier release"):
+        run(train.app, [*command, "--resume"], catch_exceptions=False)
+    plot = tmp_path / "confusion.png"
+    command = ["segmentation", str(model), *sources, "--plot", str(plot)]
+    result = run(evaluate.app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert (figures["photos"], figures["pixels"]) == (3, 3 * 40 * 40)
+    assert 0 <= figures["mean_iou"] <= 1
+    with Image.open(plot) as image:
+        assert image.size[0] > 300
+    (shapes_folder / "photos" / "2.png").write_bytes(b"broken")
+    result = run(evaluate.app, command)
+    assert "mean IoU" in result.stdout
+    assert "2 photos." in result.stdout
+    assert f"skipped: {shapes_folder / 'photos' / '2.png'}" in result.stderr
+    (shapes_folder / "one.txt").write_text("\ufeff1 \n\n", "utf-8")
+    command = ["segmentation", str(model), *sources, "--list", str(shapes_folder / "one.txt"), "--json"]
+    assert json.loads(run(evaluate.app, command).stdout)["photos"] == 1
+    wrong = run(train.app, ["segmentation", "-o", "voc.tflite", "--shapes"])
+    assert "expected .keras, .h5, .weights.h5 or .ckpt" in str(wrong.exception)
+    for options in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
+        with pytest.raises(ValueError, match="Name one source"):
+            run(evaluate.app, ["segmentation", str(model), *options], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("output", "folder", "model"),
+    [
+        ("runs/voc", "runs/voc", "runs/voc/segmenter.keras"),
+        ("voc.keras", "voc", "voc.keras"),
+        ("a.b.weights.h5", "a.b", "a.b.weights.h5"),
+        ("x/model.ckpt-100", "x/model", "x/model.ckpt-100"),
+    ],
+)
+def test_the_output_of_segmentation(output, folder, model):
+    assert train.folder_and_model(Path(output)) == (Path(folder), Path(model))
+
+
+def test_segmentation_on_drawn_shapes(tmp_path):
+    options = ["--alpha", "0.35", "--crop", "33", "--steps", "2", "--batch", "2", "--plot", str(tmp_path / "curve.png")]
+    result = run(train.app, ["segmentation", "--shapes", "-o", str(tmp_path / "shapes"), *options])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size[0] > 600  # losses and mean IoU side by side
+    printed = re.search(r"in 2 steps; mean IoU (\d\.\d{4}) on 300 held-out pictures", result.stdout)
+    model = tmp_path / "shapes" / "segmenter.keras"
+    mean_iou = evaluate_segmenter(Segmenter(model), DrawnShapes(300, 33, seed=1)).mean_iou
+    assert f"{mean_iou:.4f}" == printed[1]
+    result = run(evaluate.app, ["segmentation", str(model), "--shapes", "--json"])
+    figures = json.loads(result.stdout)
+    assert figures["pixels"] == 300 * 33 * 33
+    assert figures["mean_iou"] == pytest.approx(mean_iou)

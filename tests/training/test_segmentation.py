@@ -1,18 +1,14 @@
-"""DeepLab's recipe against the genuine loss and schedule; runs that stop and go on; the commands."""
+"""DeepLab's recipe against the genuine loss and schedule; data and models that do not fit."""
 
 import dataclasses
-import json
-import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
-from typer.testing import CliRunner
+from training_tasks import small_segmenter
 
 from mnv2_keras import build_deeplabv3_mobilenetv2
-from mnv2_keras.cli.main import command_line
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.data.segmentation import (
@@ -20,8 +16,6 @@ from mnv2_keras.data.segmentation import (
     training_batches,
 )
 from mnv2_keras.data.segmentation_shapes import DrawnShapes
-from mnv2_keras.evaluation.segmentation import evaluate_segmenter
-from mnv2_keras.inference.segmenter import Segmenter
 from mnv2_keras.masks import save_mask
 from mnv2_keras.training.segmentation import (
     SegmentationLoss,
@@ -29,7 +23,6 @@ from mnv2_keras.training.segmentation import (
     set_batch_norms,
     train_segmenter,
 )
-from mnv2_keras.training.state import DivergedError
 from mnv2_keras.training.step import make_optimizer
 
 TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
@@ -92,7 +85,7 @@ def test_bad_recipes(change):
 
 
 def test_all_steps_are_trained(shapes_folder):
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    model = small_segmenter()
     pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
     seen = []
     recipe = dataclasses.replace(TINY, steps=5, batch=1, weight_decay=0.0)
@@ -120,7 +113,8 @@ def test_a_step_is_the_genuine_programs():
         loss += 4e-3 * sum(tf.reduce_sum(kernel**2) / 2 for kernel in kernels)
     gradients = tape.gradient(loss, model.trainable_variables)
     expected = {
-        v.path: before[v.path] - 0.01 * each for v, each in zip(model.trainable_variables, gradients, strict=True)
+        v.path: before[v.path] - 0.01 * gradient
+        for v, gradient in zip(model.trainable_variables, gradients, strict=True)
     }
     (bias,) = [path for path in expected if path.endswith("bias")]
     expected[bias] -= 0.01 * gradients[[v.path for v in model.trainable_variables].index(bias)]
@@ -130,64 +124,26 @@ def test_a_step_is_the_genuine_programs():
         np.testing.assert_allclose(variable.numpy(), expected[variable.path], atol=1e-6)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(shapes_folder, tmp_path):
-    recipe = dataclasses.replace(TINY, steps=6)
-
-    def train(progress=None, **options):
-        keras.utils.set_random_seed(3)
-        model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
-        pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
-        rows = train_segmenter(model, pairs, recipe, every=2, progress=progress, **options)
-        return rows, model.get_weights()
-
-    def stop(at):
-        if at.done == 5:
-            raise KeyboardInterrupt
-
-    state = tmp_path / "run"
-    rows, weights = train()
-    with pytest.raises(KeyboardInterrupt):
-        train(stop, folder=state, evaluate=lambda: {"mean_iou": 0.5})
-    with pytest.raises(ValueError, match="holds a run already: resume it"):
-        train(folder=state)
-    steps = []
-    with pytest.raises(ZeroDivisionError):
-        train(folder=state, resume=True, evaluate=lambda: 1 / 0)  # steps 5 and 6 are kept, but not judged
-    judged = iter([{"mean_iou": 0.75}])
-    resumed, again = train(steps.append, folder=state, resume=True, evaluate=lambda: next(judged))
-    assert steps == [] or [at.row for at in steps] == [resumed[-1]]
-    assert [row["mean_iou"] for row in resumed] == [0.5, 0.5, 0.75]
-    assert [(row["step"], row["loss"]) for row in resumed] == [(row["step"], row["loss"]) for row in rows]
-    for ours, theirs in zip(again, weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    recipe = dataclasses.replace(recipe, learning_rate=0.5)
-    with pytest.raises(ValueError, match="is of a run with other learning_rate"):
-        train(folder=state, resume=True)
-    recipe = dataclasses.replace(recipe, learning_rate=1e30)
-    with pytest.raises(DivergedError, match=r"NaN or infinite at step \d, learning rate \d.*Lower the learning rate"):
-        train()
-
-
 def test_frozen_batch_norms_stay_as_they_are(shapes_folder):
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
+    model = small_segmenter()
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [norm.get_weights() for norm in norms]
     recipe = dataclasses.replace(TINY, fine_tune_batch_norm=False, batch_norm_momentum=0.5)
     train_segmenter(model, photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4), recipe)
     for norm, values in zip(norms, before, strict=True):
         assert len(values) == 4  # gamma, beta, mean, variance
-        for ours, theirs in zip(norm.get_weights(), values, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for array, other in zip(norm.get_weights(), values, strict=True):
+            np.testing.assert_array_equal(array, other)
 
 
 def test_a_model_that_takes_pixels_is_not_trained():
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, include_preprocessing=True)
+    model = small_segmenter(include_preprocessing=True)
     with pytest.raises(ValueError, match="include_preprocessing=True and takes 0 to 255"):
         train_segmenter(model, DrawnShapes(3, 33), TINY)
 
 
 def test_training_learns_and_refuses_what_does_not_fit(shapes_folder):
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, weight_decay=4e-5)
+    model = small_segmenter()
     before = [weight.numpy() for weight in model.weights]
     pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
     learned = dataclasses.replace(TINY, steps=24, batch=3, learning_rate=0.05, scales=(1.0,), flip=0.0)
@@ -208,60 +164,29 @@ def test_training_learns_and_refuses_what_does_not_fit(shapes_folder):
         train_segmenter(model, dataclasses.replace(pairs, classes=5), TINY)
 
 
-def test_commands(shapes_folder, tmp_path):
-    model = tmp_path / "model.keras"
-    sources = ["--photos", str(shapes_folder / "photos"), "--masks", str(shapes_folder / "masks")]
-    command = ["train", "segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.35", "--crop", "33"]
-    result = CliRunner().invoke(
-        command_line(), [*command, *sources, "--steps", "2", "--batch", "1", "--freeze-batch-norm"]
-    )
-    assert result.exit_code == 0, result.output
-    assert f"warning: -o is the run's folder now: the model is written to {model}" in result.stderr
-    assert sorted(tmp_path.glob("model*")) == [tmp_path / "model", model]
-    options = ["--steps", "2", "--batch", "1", "--freeze-batch-norm"]
-    again = CliRunner().invoke(command_line(), [*command, *sources, *options, "--resume"])
-    assert f"{tmp_path / 'model'} is finished: there is nothing to resume" in again.stdout
-    plot = tmp_path / "confusion.png"
-    command = ["evaluate", "segmentation", str(model), *sources, "--plot", str(plot)]
-    result = CliRunner().invoke(command_line(), [*command, "--json"])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["photos"] == 3
-    assert found["pixels"] == 3 * 40 * 40
-    assert 0 <= found["mean_iou"] <= 1
-    with Image.open(plot) as image:
-        assert image.size[0] > 300
-    (shapes_folder / "photos" / "2.png").write_bytes(b"broken")
-    result = CliRunner().invoke(command_line(), command)
-    assert "mean IoU" in result.stdout
-    assert "2 photos." in result.stdout
-    assert f"skipped: {shapes_folder / 'photos' / '2.png'}" in result.stderr
-    (shapes_folder / "one.txt").write_text("\ufeff1 \n\n", "utf-8")
-    command = ["evaluate", "segmentation", str(model), *sources, "--list", str(shapes_folder / "one.txt"), "--json"]
-    assert json.loads(CliRunner().invoke(command_line(), command).stdout)["photos"] == 1
-    wrong = CliRunner().invoke(command_line(), ["train", "segmentation", "-o", "voc.tflite", "--shapes"])
-    assert "expected .keras, .h5, .weights.h5 or .ckpt" in str(wrong.exception)
-    for bad in (["--shapes", "--tfds", "x"], [], ["--photos", "x"]):
-        result = CliRunner().invoke(command_line(), ["evaluate", "segmentation", str(model), *bad])
-        assert isinstance(result.exception, ValueError)
-        assert "Name one source" in str(result.exception)
+def test_the_folder_under_its_old_name(tmp_path, shapes_folder):
+    """`state=` was a file; the run's folder stands beside it, and a state of that release is refused."""
+    with pytest.warns(DeprecationWarning, match="the argument state of train_segmenter is called folder"):
+        train_segmenter(small_segmenter(), DrawnShapes(3, 33), TINY, state=tmp_path / "voc.keras.state.npz")
+    assert (tmp_path / "voc" / "state.npz").is_file()
+    np.savez(tmp_path / "old.keras.state.npz", about=np.array("{}"), a0=np.zeros(2))
+    with (
+        pytest.warns(DeprecationWarning, match="state"),
+        pytest.raises(ValueError, match="written by an earlier release"),
+    ):
+        train_segmenter(
+            small_segmenter(), DrawnShapes(3, 33), TINY, state=tmp_path / "old.keras.state.npz", resume=True
+        )
 
 
-def test_the_command_trains_on_drawn_shapes(tmp_path):
-    options = ["--alpha", "0.35", "--crop", "33", "--steps", "2", "--batch", "2", "--plot", str(tmp_path / "curve.png")]
-    command = ["train", "segmentation", "--shapes", "-o", str(tmp_path / "shapes.keras"), *options]
-    result = CliRunner().invoke(command_line(), command)
-    assert result.exit_code == 0, result.output
-    with Image.open(tmp_path / "curve.png") as image:
-        assert image.size[0] > 600  # losses and mean IoU side by side
-    ending = result.stdout.replace("\n", " ")
-    told = re.search(r"in 2 steps; mean IoU (\d\.\d{4}) on 300 held-out pictures", ending)
-    pairs = DrawnShapes(300, 33, seed=1)
-    found = evaluate_segmenter(Segmenter(tmp_path / "shapes.keras"), pairs)
-    assert f"{found.mean_iou:.4f}" == told[1]
-    result = CliRunner().invoke(
-        command_line(), ["evaluate", "segmentation", str(tmp_path / "shapes.keras"), "--shapes", "--json"]
-    )
-    judged = json.loads(result.stdout)
-    assert judged["pixels"] == 300 * 33 * 33
-    assert judged["mean_iou"] == pytest.approx(found.mean_iou)
+def test_a_mask_that_cannot_be_read_stops_with_its_name_and_what_is_kept(tmp_path, shapes_folder):
+    pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
+
+    def progress(at):
+        if at.row:
+            for path in (shapes_folder / "masks").iterdir():
+                save_mask(np.full((40, 40), 9), path)
+
+    recipe = dataclasses.replace(TINY, steps=40)
+    with pytest.raises(ValueError, match=r"png.* The first \d steps are kept in .* --resume goes on from there"):
+        train_segmenter(small_segmenter(), pairs, recipe, every=2, folder=tmp_path / "run", progress=progress)
