@@ -22,9 +22,9 @@ def bundled_file(name: str) -> Path:
         folder = Path(__file__).parents[1] / "weights"  # a checkout that is not installed
     path = folder / name
     if not path.is_file():
-        held = sorted(each.name for each in folder.glob("*") if each.is_file()) if folder.is_dir() else []
+        names = sorted(file.name for file in folder.glob("*") if file.is_file()) if folder.is_dir() else []
         raise FileNotFoundError(
-            f"{name} is not installed with this package, which has {', '.join(held) or 'no such files'}."
+            f"{name} is not installed with this package, which has {', '.join(names) or 'no such files'}."
         )
     return path
 

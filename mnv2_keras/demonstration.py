@@ -1,4 +1,4 @@
-"""The main job on what the package ships: every step a fact that is checked, not claimed."""
+"""The main job on what comes with the package: every step a fact that is checked, not claimed."""
 
 import json
 import tempfile
@@ -67,17 +67,17 @@ def demonstrate() -> Iterator[Fact]:
     )
     images, genuine = golden.input(), golden.outputs()["net"]
     ours = decode_predictions(converted(images), top=3)
-    theirs = np.argsort(-genuine, axis=-1, kind="stable")[:, :3]
+    genuine_best = np.argsort(-genuine, axis=-1, kind="stable")[:, :3].tolist()
     for i, best in enumerate(ours):
         yield Fact(
-            [each.index for each in best] == theirs[i].tolist(),
-            f"noise {i} is {', '.join(f'{each.label!r} {each.score:.2f}' for each in best)}: TF-Slim says the same",
+            [prediction.index for prediction in best] == genuine_best[i],
+            f"noise {i} is {', '.join(f'{label!r} {score:.2f}' for _, label, score in best)}: TF-Slim says the same",
         )
     yield from _digits()
 
 
 def _digits() -> Iterator[Fact]:
-    """The trained network the package ships: convert, verify, classify real digits, export to int8, compare, time."""
+    """The trained network that comes with the package: convert, verify, classify real digits, export to int8, compare, time."""
     from mnv2_keras.export.litert import export_litert
     from mnv2_keras.inference.engines import LitertEngine
 
@@ -90,19 +90,19 @@ def _digits() -> Iterator[Fact]:
     )
     photos, labels = sample_digits()
     images = np.stack([preprocess_image(photo, 28)[..., :1] for photo in photos])
-    found = np.asarray(model(images, training=False))
-    off = np.abs(found - np.array(list(about["samples"].values()))).max()
+    scores = np.asarray(model(images, training=False))
+    off = np.abs(scores - np.array(list(about["samples"].values()))).max()
     yield Fact(
         off < 1e-4, f"verified against LiteRT's answers from when it was trained: at most {off:.1e} apart (1e-4 passes)"
     )
-    right = int((found.argmax(1) == labels).sum())
+    right = int((scores.argmax(1) == labels).sum())
     yield Fact(right >= len(labels) - 1, f"classified {len(labels)} handwritten digits it never saw: {right} right")
     with tempfile.TemporaryDirectory(prefix="mnv2-demo-") as folder:
         path = Path(folder) / "digits_int8.tflite"
         report = export_litert(model, path, "int8", labels=list("0123456789"), calibration=images)
         engine = LitertEngine(path.read_bytes(), threads=1)
-    small = engine.run_batch(images)
-    same = int((small.argmax(1) == found.argmax(1)).sum())
+    int8_scores = engine.run_batch(images)
+    same = int((int8_scores.argmax(1) == scores.argmax(1)).sum())
     yield Fact(
         same >= len(labels) - 1,
         f"exported to int8, {report.size / 1e6:.2f} MB: {same} of {len(labels)} digits named as before, {report.snr_db:.0f} dB",

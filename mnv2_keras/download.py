@@ -70,11 +70,11 @@ def _transfer(url: str, part: Path, hash_known: bool, report: Report) -> None:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     with _open(url, headers, part) as response:
         if have and response.status == http.client.PARTIAL_CONTENT:
-            start, whole = re.match(r"bytes (\d+)-\d+/(\d+)|", response.headers.get("Content-Range", "")).groups()
-            if start != str(have) or size not in (None, int(whole)):
+            start, total = re.match(r"bytes (\d+)-\d+/(\d+)|", response.headers.get("Content-Range", "")).groups()
+            if start != str(have) or size not in (None, int(total)):
                 discard(part)
                 raise OSError("the file changed at its source")
-            size = int(whole)
+            size = int(total)
         else:  # everything: nothing was left out in the request, or the server cannot do that, or the file changed
             length = response.headers.get("Content-Length", "")
             have, size = 0, int(length) if length.isdecimal() else None

@@ -177,20 +177,20 @@ def _from_first_source(
             return _pull(url, record, part, expected, report)
         except (FileNotFoundError, ConnectionError) as failure:
             failures.append(failure)
-    said = "; ".join(str(failure) for failure in failures)
+    reasons = "; ".join(str(failure) for failure in failures)
     remedy = f"URL of a folder that has {record.file_name}, or pass the path of a local archive."
     if any(isinstance(failure, ConnectionError) for failure in failures):
         raise ConnectionError(
-            f"{record.name} could not be fetched: {said}. What came so far is kept: try again to go on, set "
+            f"{record.name} could not be fetched: {reasons}. What came so far is kept: try again to continue, set "
             f"MNV2_MIRROR to the {remedy}"
         )
     if offline:
         state = "has a wrong SHA-256" if part.with_suffix("").is_file() else "is not in the cache"
         raise FileNotFoundError(
-            f"{part.with_suffix('')} {state} and offline mode is on{said and f' ({said})'}: fetch it once while "
+            f"{part.with_suffix('')} {state} and offline mode is on{reasons and f' ({reasons})'}: fetch it once while "
             f"online, set MNV2_MIRROR to the file:/// {remedy}"
         )
-    raise FileNotFoundError(f"{record.name} was not found: {said}. Set MNV2_MIRROR to the {remedy}")
+    raise FileNotFoundError(f"{record.name} was not found: {reasons}. Set MNV2_MIRROR to the {remedy}")
 
 
 def _pull(url: str, record: CheckpointRecord, part: Path, expected: str | None, report: Report) -> str:

@@ -169,12 +169,12 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"There is no image or folder {path}: check the path.")
     if not path.is_dir():
         return [path]
-    found = sorted(_images_below(path))
-    if not found:
+    files = sorted(_images_below(path))
+    if not files:
         raise ImageError(
             f"The folder {path} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are looked for."
         )
-    return found
+    return files
 
 
 def _images_below(folder: Path) -> Iterable[Path]:

@@ -49,10 +49,12 @@ def verify(
             "",
             title=f"{result.checkpoint} against {result.reference}",
         )
-        for each in result.endpoints:
-            if full or not each.passed or "/" not in each.endpoint:
-                mark = Text("equal", "green") if each.passed else Text("differs", "bold red")
-                table.add_row(each.endpoint, f"{each.max_abs:.2e}", f"{each.range_relative:.1e}", mark)
+        for difference in result.endpoints:
+            if full or not difference.passed or "/" not in difference.endpoint:
+                mark = Text("equal", "green") if difference.passed else Text("differs", "bold red")
+                table.add_row(
+                    difference.endpoint, f"{difference.max_abs:.2e}", f"{difference.range_relative:.1e}", mark
+                )
         out.print(table)
         if result.constants:
             same = result.constants - len(result.different_constants)

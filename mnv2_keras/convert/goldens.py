@@ -71,7 +71,7 @@ class Golden:
                 raise KeyError(*missing)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.path} is no golden: expected JSON with variables, input_shape, kwargs, endpoints."
+                f"{self.path} is not a golden: expected JSON with variables, input_shape, kwargs, endpoints."
             ) from error
         return about
 

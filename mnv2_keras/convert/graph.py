@@ -41,7 +41,7 @@ class FrozenGraph:
         path: the file.
 
     Raises:
-        ValueError: it is no graph, or one with ops that touch files or run Python.
+        ValueError: it is not a graph, or has operations that touch files or run Python.
     """
 
     def __init__(self, path: Path):
@@ -109,9 +109,9 @@ class FrozenGraph:
         """The node of each endpoint this graph still has, keeping the endpoints' order."""
         last = f"layer_{max((int(name[6:]) for name in endpoints if name[6:].isdigit()), default=0)}"
         has_last = f"{root}/Conv_1/Relu6" in self.nodes
-        found = {}
+        nodes = {}
         for name in endpoints:
-            layer, _, tap = name.partition("/")
+            layer, _, part = name.partition("/")
             if name in _HEAD_NODES:
                 candidates = _HEAD_NODES[name]
             elif name == "layer_1":
@@ -121,14 +121,14 @@ class FrozenGraph:
             elif layer.startswith("layer_") and layer[6:].isdigit():
                 index = int(layer[6:]) - 2
                 scope = f"expanded_conv_{index}" if index else "expanded_conv"
-                candidates = tuple(f"{scope}/{node}" for node in _BLOCK_NODES.get(tap or "output", (tap,)))
+                candidates = tuple(f"{scope}/{node}" for node in _BLOCK_NODES.get(part or "output", (part,)))
             else:
                 continue
             for node in candidates:
                 if f"{root}/{node}" in self.nodes:
-                    found[name] = f"{root}/{node}"
+                    nodes[name] = f"{root}/{node}"
                     break
-        return found
+        return nodes
 
 
 def _tensor_name(node: str) -> str:

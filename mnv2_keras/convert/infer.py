@@ -30,7 +30,7 @@ class InferredArchitecture:
         stem: channels of the first convolution.
         final_endpoint: where the backbone ends; None for the last convolution.
         normalization: "batch_norm" or "group_norm".
-        strides_known: whether the blocks are Table 2's. Shapes do not hold strides, so those of another table must be told.
+        strides_known: whether the blocks are Table 2's. Shapes do not hold strides, so those of another table have to be given.
     """
 
     options: dict
@@ -54,7 +54,7 @@ class InferredArchitecture:
         return make_plan(channels=self.channels, **self.options)
 
     def describe(self) -> str:
-        """The network in words, as errors use them."""
+        """The network as errors name it."""
         alpha = "widths of its own" if self.alpha is None else f"alpha {self.alpha}"
         return f"{alpha} (stem {self.stem} channels)"
 

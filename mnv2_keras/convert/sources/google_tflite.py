@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.convert.source import Source, sha256_of
-from mnv2_keras.tflite import TfliteFile
+from mnv2_keras.tflite import TfliteFile, labels_in_file
 
 #: By what the batch norm of a scope is computed: epsilon, as the networks have it in Keras.
 _EPSILON, _HEAD_EPSILON = 1e-3, 1e-5
@@ -61,6 +61,7 @@ def read(tflite: Path, path: Path) -> Source:
         raise ValueError(
             f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/..., and so on."
         )
+    labels = labels_in_file(tflite.read_bytes())
     facts = {"input_shape": tuple(sides), "output_stride": math.prod(strides)}
     hashes = {tflite.name: sha256_of(tflite)}
-    return Source.of_arrays(path, arrays, file=tflite, facts=facts, sha256=hashes, folded=True)
+    return Source.of_arrays(path, arrays, file=tflite, facts=facts, sha256=hashes, labels=labels, folded=True)
