@@ -35,6 +35,7 @@ _HOME = {
     "images": ["ImageError", "find_images", "read_image"],
     "labels": ["Prediction", "coco_labels", "decode_predictions", "imagenet_labels", "voc_labels"],
     "preprocessing": ["normalize_image", "preprocess_image"],
+    "hub": ["CheckpointInfo", "checkpoint_info"],
     "registry": ["CheckpointRecord", "get_checkpoint", "list_checkpoints", "register_checkpoint"],
     "data.classification": ["Examples", "read_examples", "read_splits"],
     "evaluation.classification": ["Evaluation", "evaluate"],

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+"""Atomic writes: a file is written under a temporary name, synced and renamed, so that it is complete or not there."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """An OSError as a sentence that names the file which was wanted, not its draft."""
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an OSError into a sentence that names the file, not its draft."""
     try:
         yield
     except OSError as error:
@@ -20,46 +20,36 @@ def _told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once all went well; otherwise what was there stays.
-
-    Folders above it are made.
+    """A binary file to write, which replaces `path` when the block ends without an error. Missing folders are created.
 
     Raises:
-        OSError: no room, no permission.
+        OSError: no room, no permission; what was there before is kept.
     """
     path = Path(path).expanduser()
     draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
-    with _told(path):
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = draft.open("xb")  # with the rights that the user's umask gives any new file
     try:
         with opened as file:
             yield file
-            with _told(path):
+            with _naming(path):
                 file.flush()
                 os.fsync(file.fileno())
-        with _told(path):
+        with _naming(path):
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
-    """Write a file, all of it or nothing.
-
-    Raises:
-        OSError: no room, no permission; what was there before is untouched.
-    """
+    """Write a file atomically. Errors are those of `replacing`."""
     path = Path(path).expanduser()
-    with replacing(path) as file, _told(path):
+    with replacing(path) as file, _naming(path):
         file.write(content)
     return path
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file (UTF-8), all of it or nothing.
-
-    Raises:
-        OSError: as in `write_bytes`.
-    """
+    """Write a text file (UTF-8) atomically. Errors are those of `replacing`."""
     return write_bytes(path, text.encode())

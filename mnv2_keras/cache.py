@@ -1,4 +1,4 @@
-"""The folder where this package keeps what it fetched, and what to say when it cannot be read or written."""
+"""The folder where this package keeps what it fetched, and the error when it cannot be read or written."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mnv2_keras.atomic import replacing
+from mnv2_keras.atomic import write_text
 
 
 class CacheError(OSError):
@@ -45,6 +45,5 @@ def cache_access(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file as a whole, or leave it."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1))

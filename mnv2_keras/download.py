@@ -1,7 +1,7 @@
-"""One URL into one file, over as many connections and processes as it takes.
+"""Download of one URL into one file, resumed over several connections and processes.
 
-`<file>` grows as the bytes come; `<file>.json` beside it says what they are a part of, so that a later connection asks
-for the rest only if the rest is sure to belong to them: HTTP `Range` with `If-Range`. file:/// URLs are copied.
+`FILE.json` says which URL, size and version the bytes of `FILE` belong to, so that a later connection asks only for the rest of
+the same version (HTTP `Range` with `If-Range`). file:/// URLs are copied.
 """
 
 import http.client
@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from mnv2_keras.cache import CacheError, cache_access, write_json
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as dropped
-ATTEMPTS = 5  # connections to one source, each going on where the last one broke
+ATTEMPTS = 5  # connections to one source, each resumes the last one
 FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
 CHUNK = 1 << 16  # bytes
 
@@ -25,18 +25,17 @@ Report = Callable[[int, int | None], None]  # takes the bytes so far, and all th
 
 
 def download(url: str, part: Path, hash_known: bool, report: Report) -> None:
-    """Fill the part file from one source, going on from what is in it.
+    """Fill the part file from one source, continuing what is in it.
 
     Args:
         url: https://, http:// or file:///.
-        part: the growing file; complete when this returns, its content not yet checked.
-        hash_known: the caller can tell wrong content, so that bytes may be added to earlier ones although the server
-            gave nothing (ETag, Last-Modified) to know its file by.
+        part: the file; complete when this returns, its content not yet checked.
+        hash_known: whether the caller detects wrong content; then a server without ETag and Last-Modified may be resumed too.
         report: called after each chunk.
 
     Raises:
         FileNotFoundError: the source does not have the file.
-        ConnectionError: it could not be reached, or broke off every time.
+        ConnectionError: it could not be reached, or the connection broke each time.
         CacheError: the part file could not be written.
     """
     attempts = 1 if url.startswith("file:") else ATTEMPTS
@@ -53,18 +52,18 @@ def download(url: str, part: Path, hash_known: bool, report: Report) -> None:
 
 
 def discard(part: Path) -> None:
-    """Forget the part file and what it was a part of."""
+    """Delete the part file and its notes."""
     with cache_access(part):
-        part.unlink(missing_ok=True)  # first, so that no notes ever speak of other bytes
+        part.unlink(missing_ok=True)  # first, so that notes never describe other bytes
         _notes(part).unlink(missing_ok=True)
 
 
 def _transfer(url: str, part: Path, hash_known: bool, report: Report) -> None:
-    """One connection: ask for what is missing, or for everything if the earlier bytes may be of another file."""
+    """One connection: ask for the missing bytes, or for all if the earlier ones may be of another file."""
     have, notes = _resumable(url, part, hash_known)
     size, validator = notes.get("size"), notes.get("validator")
     if have and have == size:
-        return  # broken off between the last byte and the final name
+        return  # stopped between the last byte and the final name
     headers = {"User-Agent": "mnv2_keras"}
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
@@ -75,7 +74,7 @@ def _transfer(url: str, part: Path, hash_known: bool, report: Report) -> None:
                 discard(part)
                 raise OSError("the file changed at its source")
             size = int(total)
-        else:  # everything: nothing was left out in the request, or the server cannot do that, or the file changed
+        else:  # all bytes: all were asked for, or the server has no ranges, or the file changed
             length = response.headers.get("Content-Length", "")
             have, size = 0, int(length) if length.isdecimal() else None
             discard(part)
@@ -94,7 +93,7 @@ def _transfer(url: str, part: Path, hash_known: bool, report: Report) -> None:
 
 
 def _open(url: str, headers: Mapping[str, str], part: Path) -> http.client.HTTPResponse:
-    """The response; FileNotFoundError if the source says that it will not give the file, however often it is asked."""
+    """The response; FileNotFoundError if another attempt would not help."""
     try:
         return urlopen(Request(url, headers=dict(headers)), timeout=TIMEOUT)
     except HTTPError as error:
@@ -111,18 +110,18 @@ def _open(url: str, headers: Mapping[str, str], part: Path) -> http.client.HTTPR
 
 
 def _notes(part: Path) -> Path:
-    """The file beside a part file that says what it is a part of: url, size of the whole, validator."""
+    """The file with url, total size and validator of a part file."""
     return part.with_name(f"{part.name}.json")
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """What If-Range takes: a strong ETag, or else the date. A weak ETag does not promise equal bytes."""
+    """The value for If-Range: a strong ETag, else the date. A weak ETag does not promise equal bytes."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
 def _resumable(url: str, part: Path, hash_known: bool) -> tuple[int, dict]:
-    """Bytes of the part file that a request to `url` can build on, and the notes on them."""
+    """Number of bytes of the part file that a request to `url` can continue, and their notes."""
     with cache_access(part):
         if not (part.is_file() and _notes(part).is_file()):
             return 0, {}
@@ -130,14 +129,14 @@ def _resumable(url: str, part: Path, hash_known: bool) -> tuple[int, dict]:
         try:
             notes = json.loads(_notes(part).read_text())
             same = notes["url"] == url and have <= (notes["size"] or have)
-            # Without a validator the server cannot say that the file changed: then only a known hash will tell.
+            # Without a validator only a known hash shows that the file changed.
             return (have, notes) if same and (notes["validator"] or hash_known) else (0, {})
         except (ValueError, TypeError, KeyError):
             return 0, {}
 
 
 def _append(file: BinaryIO, chunk: bytes) -> None:
-    """Write all of it to an unbuffered file, which takes what it can at a time and says so when it cannot."""
+    """Write all of a chunk to an unbuffered file, which may take less than all at a time."""
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]

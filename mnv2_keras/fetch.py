@@ -1,16 +1,14 @@
-"""Published checkpoints, fetched once into a cache folder and believed only when their SHA-256 agrees.
+"""Published checkpoints, fetched once into the cache folder and accepted only with the expected SHA-256.
 
-Where to: `<cache>/checkpoints/<archive>`, the cache being MNV2_HOME or else `mnv2_keras` in the user's cache folder.
+Target: `CACHE/checkpoints/ARCHIVE`, with CACHE from MNV2_HOME or the user's cache folder.
 
-Where from: the mirrors of MNV2_MIRROR in their order (URLs of folders that hold the archives by file name, https://...
-or file:///..., separated by commas), then the publisher. A mirror that lacks the archive or cannot be reached passes
-the question on to the next mirror; the publisher is asked only when every mirror answered that it lacks the archive.
-An archive with a wrong hash ends the fetch: no other source covers up for it.
+Sources: the mirrors of MNV2_MIRROR in order (URLs of folders, https://... or file:///..., separated by commas), then the
+publisher. A mirror that lacks the archive or cannot be reached passes to the next mirror; the publisher is asked only when each
+mirror lacks the archive. A wrong hash ends the fetch.
 
-What is believed: the registry's SHA-256. Where none is published, the first download is trusted if it is a whole gzip
-file, and its hash recorded in `<cache>/checkpoints.lock.json`; all that comes later must have that hash. The file in
-the cache is hashed again on every fetch. A download gets its final name only after the check, so there is never half
-an archive under it; what came before a fault waits in `<archive>.part` for the next fetch to go on.
+Hashes: the registry's SHA-256. Where none is published, the first download is trusted if it is a complete gzip file, and its
+hash is recorded in `CACHE/checkpoints.lock.json`; later files must have that hash. A cached file is hashed again on each fetch.
+A download gets its final name after the check; after a fault its bytes stay in `ARCHIVE.part` for the next fetch.
 """
 
 import gzip
@@ -32,22 +30,21 @@ from mnv2_keras.registry import CheckpointRecord, get_checkpoint
 
 
 def fetch_checkpoint(name: str, *, progress: bool = True, offline: bool | None = None) -> Path:
-    """The verified archive of a registered checkpoint: from the cache, or else from a mirror or its publisher.
+    """The verified archive of a registered checkpoint: from the cache, a mirror or its publisher.
 
-    It goes on with a download that broke off earlier (connection dropped, process killed, disk full). Several
-    processes may fetch the same name at once: one downloads, the others wait for it.
+    A download that stopped earlier (connection lost, process killed, disk full) is resumed. Of several processes that fetch the
+    same name, one downloads and the others wait.
 
     Args:
         name: as in `list_checkpoints()`.
-        progress: draw bytes, speed and time left on standard error.
-        offline: take nothing but the cache and file:/// mirrors; None asks MNV2_OFFLINE (1 is yes).
+        progress: show bytes, speed and time left on standard error.
+        offline: use only the cache and file:/// mirrors; None reads MNV2_OFFLINE (1 is yes).
 
     Returns:
-        Path of the archive in the cache, its SHA-256 just checked.
+        Path of the archive in the cache, its SHA-256 checked now.
 
     Raises:
-        ValueError: no such name; a wrong hash (what was in the cache stays, nothing is installed); MNV2_MIRROR or
-            `checkpoints.lock.json` makes no sense.
+        ValueError: no such name; a wrong hash (the cache stays as it was); a faulty MNV2_MIRROR or `checkpoints.lock.json`.
         FileNotFoundError: no source has the archive, or it is not cached and offline mode is on.
         ConnectionError: a source could not be reached.
         CacheError: the cache folder cannot be read or written, or the disk is full (an OSError).
@@ -58,11 +55,11 @@ def fetch_checkpoint(name: str, *, progress: bool = True, offline: bool | None =
     target = cache_folder() / "checkpoints" / record.archive
     if _is_verified(target, _expected(record)):  # before taking the lock, which a read-only cache cannot hold
         return target
-    with _alone(target, progress):
+    with _locked(target, progress):
         expected = _expected(record)
         if _is_verified(target, expected):  # another process was faster
             return target
-        if expected is None and target.is_file():  # put there by hand: this is the first use
+        if expected is None and target.is_file():  # copied there by the user: this is the first use
             _trust(record, _checked(target, record, None, target))
             return target
         part = Path(f"{target}.part")
@@ -78,18 +75,18 @@ def fetch_checkpoint(name: str, *, progress: bool = True, offline: bool | None =
     return target
 
 
-# What is believed
+# Hashes
 
 
-def _ledger() -> Path:
+def _hash_file() -> Path:
     return cache_folder() / "checkpoints.lock.json"
 
 
 def _trusted() -> dict[str, dict[str, str]]:
     """The hashes recorded on first use, by checkpoint name."""
-    ledger = _ledger()
-    with cache_access(ledger):
-        text = ledger.read_text() if ledger.exists() else "{}"
+    hash_file = _hash_file()
+    with cache_access(hash_file):
+        text = hash_file.read_text() if hash_file.exists() else "{}"
     try:
         entries = json.loads(text)
         if all(re.fullmatch("[0-9a-f]{64}", entry["sha256"]) for entry in entries.values()):
@@ -97,19 +94,19 @@ def _trusted() -> dict[str, dict[str, str]]:
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ValueError(
-        f"{ledger} is not what was written there, {{name: {{'sha256': ...}}}} of the hashes trusted on first use: restore "
-        "it, or delete it to trust the next downloads anew."
+        f"{hash_file} is not what was written there, {{name: {{'sha256': ...}}}} of the hashes trusted on first use: restore "
+        "it, or delete it to trust the next downloads."
     )
 
 
 def _trust(record: CheckpointRecord, digest: str) -> None:
-    """Record the hash of a first use, beside those that other processes may be recording."""
-    with cache_access(_ledger()), FileLock(f"{_ledger()}.lock"):
-        write_json(_ledger(), _trusted() | {record.name: {"sha256": digest, "url": record.url}})
+    """Record the hash of a first use; other processes may record theirs at the same time."""
+    with cache_access(_hash_file()), FileLock(f"{_hash_file()}.lock"):
+        write_json(_hash_file(), _trusted() | {record.name: {"sha256": digest, "url": record.url}})
 
 
 def _expected(record: CheckpointRecord) -> str | None:
-    """The hash the archive must have: the registry's, else the one recorded on first use, else (before that) None."""
+    """The hash the archive must have: the registry's, else the one recorded on first use, else None."""
     return record.sha256 or _trusted().get(record.name, {}).get("sha256")
 
 
@@ -127,7 +124,7 @@ def _checked(path: Path, record: CheckpointRecord, expected: str | None, origin:
     """The hash of `path`.
 
     Raises:
-        ValueError: it is not the expected one; or none is expected yet and the file is no whole gzip archive.
+        ValueError: it is not the expected one; or none is expected yet and the file is not a complete gzip archive.
     """
     digest = _sha256(path)
     if expected is None and record.archive.endswith("gz"):
@@ -137,11 +134,11 @@ def _checked(path: Path, record: CheckpointRecord, expected: str | None, origin:
                     pass
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
-                f"{record.name}: what came from {origin} is no whole gzip archive ({error}) and is not trusted on first "
+                f"{record.name}: what came from {origin} is not a complete gzip archive ({error}) and is not trusted on first "
                 "use. Nothing was installed: try again, or set MNV2_MIRROR to another source."
             ) from error
     if expected not in (None, digest):
-        origin_of_hash = "the registry's" if record.sha256 else f"recorded on first use in {_ledger()}"
+        origin_of_hash = "the registry's" if record.sha256 else f"recorded on first use in {_hash_file()}"
         raise ValueError(
             f"{record.name}: what came from {origin} has SHA-256 {digest}, expected {expected} ({origin_of_hash}). "
             "Nothing was installed and nothing in the cache was changed: try again, or set MNV2_MIRROR to another source."
@@ -149,7 +146,7 @@ def _checked(path: Path, record: CheckpointRecord, expected: str | None, origin:
     return digest
 
 
-# Where it comes from
+# Sources
 
 
 def _mirrors(record: CheckpointRecord) -> list[str]:
@@ -172,7 +169,7 @@ def _from_first_source(
         if offline and not url.startswith("file:"):
             continue
         if url not in mirrors and any(isinstance(failure, ConnectionError) for failure in failures):
-            break  # a mirror that is down may well have the archive
+            break  # a mirror that is down may have the archive
         try:
             return _pull(url, record, part, expected, report)
         except (FileNotFoundError, ConnectionError) as failure:
@@ -203,12 +200,12 @@ def _pull(url: str, record: CheckpointRecord, part: Path, expected: str | None, 
         discard(part)
         if not resumes:
             raise
-    return _pull(url, record, part, expected, report)  # the earlier bytes may be at fault: once more, without them
+    return _pull(url, record, part, expected, report)  # the earlier bytes may be wrong: once more without them
 
 
 @contextmanager
-def _alone(target: Path, progress: bool) -> Iterator[None]:
-    """Hold the archive's lock, which the system frees when its holder dies."""
+def _locked(target: Path, progress: bool) -> Iterator[None]:
+    """Hold the archive's lock, which the system releases when the process ends."""
     lock = FileLock(f"{target}.lock")
     with cache_access(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -240,5 +237,5 @@ def _progress_bar(label: str, shown: bool) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None, visible=False)  # until there is something to see
+        task = bar.add_task(label, total=None, visible=False)
         yield lambda have, size: bar.update(task, completed=have, total=size, visible=True)

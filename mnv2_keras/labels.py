@@ -55,6 +55,27 @@ def coco_labels() -> dict[int, str]:
     return {int(number): label for number, label in (line.split(" ", 1) for line in _lines("coco"))}
 
 
+def published_labels(task: str, classes: int) -> tuple[str, ...] | None:
+    """The labels of the data set that the published networks of a task and number of classes were trained on.
+
+    Args:
+        task: "classification" (ImageNet with 1001 or 1000 classes), "detection" (COCO with 90 or 80 classes, the background not
+            counted; an id that COCO does not use is called "class 12") or "segmentation" (Pascal VOC with 21).
+        classes: outputs of the network.
+
+    Returns:
+        One label per class; None for other numbers of classes.
+    """
+    if task == "classification":
+        return imagenet_labels(classes) if classes in (1000, 1001) else None
+    if task == "segmentation":
+        return voc_labels() if classes == len(voc_labels()) else None
+    names = coco_labels()
+    if classes == len(names):
+        return tuple(names.values())
+    return tuple(names.get(number, f"class {number}") for number in range(1, 91)) if classes == 90 else None
+
+
 def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     """The lines of `labels.txt` in the folder of a `.keras` or `.tflite` file, as this package's trainings leave it.
 

@@ -1,7 +1,4 @@
-"""Every published MobileNetV2 checkpoint, one frozen record each: where it is, its hash, what it holds, how it does.
-
-The tables below are the data; the rest only expands and looks them up. Figures are the publishers' own: nothing here
-was measured by this package. Standard library only.
+"""Every published MobileNetV2 checkpoint, one frozen record each. The figures are published, not measured here.
 
 Source: TF-Slim's `nets/mobilenet/README.md`, the TensorFlow detection and DeepLab model zoos, and the SHA-256 lists
 named in each record's `source`.
@@ -10,18 +7,25 @@ named in each record's `source`.
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 
 TASKS = ("classification", "detection", "segmentation")
+#: Meaning of the classes, for the data sets whose labels this package holds.
+LABELS = {
+    "imagenet": "ImageNet, 0 is the background",
+    "coco": "COCO label map, 1 to 90",
+    "voc": "PASCAL VOC, 0 is the background",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointRecord:
-    """What is known of one checkpoint archive before it is fetched.
+    """One checkpoint archive: address, hash, network, published figures.
 
     Raises:
-        ValueError: a field cannot be what it should be (a name that is no file name, a hash that is no SHA-256, ...).
+        ValueError: a field has an invalid value (the name is not a file name, the hash is not a SHA-256, ...).
     """
 
     name: str  # letters, digits and . _ + - only: it names the archive in the cache
@@ -33,7 +37,7 @@ class CheckpointRecord:
     resolution: int | tuple[int, int] = 224  # side of the square input in pixels, or (height, width)
     classes: int = 1001  # outputs: a background class counts, but for detection, where it is one more slot
     quantized: bool = False  # trained with fake 8-bit quantisation
-    labels: str = "ImageNet, 0 is the background"  # what the classes mean
+    labels: str = LABELS["imagenet"]  # what the classes mean
     preprocessing: str = "crop 0.875, bilinear, [-1, 1]"  # from a decoded RGB image to the network's input
     licence: str = "Apache-2.0"
     top_1: float | None = None  # published accuracy on ImageNet validation, percent
@@ -45,39 +49,32 @@ class CheckpointRecord:
     source: str = "registered by the user"  # who published the hash and the figures
 
     def __post_init__(self) -> None:
-        checks = (
-            (re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII), "name", "letters, digits and . _ + -, no folder"),
-            (self.task in TASKS, "task", f"one of {', '.join(TASKS)}"),
-            (
+        hex_digits = self.sha256 is None or re.fullmatch("[0-9a-f]{64}", self.sha256)
+        checks = {
+            "name": (re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII), "letters, digits and . _ + -, no folder"),
+            "task": (self.task in TASKS, f"one of {', '.join(TASKS)}"),
+            "url": (
                 re.fullmatch(r"(https?://|file:///)\S*[^/\s]", self.url),
-                "url",
                 "http://, https:// or file:/// and a file",
             ),
-            (
-                self.sha256 is None or re.fullmatch("[0-9a-f]{64}", self.sha256),
-                "sha256",
-                "64 lower-case hex digits or None",
-            ),
-            (self.size is None or self.size > 0, "size", "a positive number of bytes or None"),
-            (math.isfinite(self.alpha) and self.alpha > 0, "alpha", "a positive number"),
-        )
-        for good, field, wanted in checks:
-            if not good:
+            "sha256": (hex_digits, "64 lower-case hex digits or None"),
+            "size": (self.size is None or self.size > 0, "a positive number of bytes or None"),
+            "alpha": (math.isfinite(self.alpha) and self.alpha > 0, "a positive number"),
+        }
+        for field, (valid, expected) in checks.items():
+            if not valid:
                 raise ValueError(
-                    f"Checkpoint record {self.name!r} has {field}={getattr(self, field)!r}: it must be {wanted}."
+                    f"Checkpoint record {self.name!r} has {field}={getattr(self, field)!r}: expected {expected}."
                 )
 
     @property
     def file_name(self) -> str:
-        """The archive's name at its publisher and in a mirror: the last part of `url`, as it is written there."""
+        """The archive's name at its publisher and in a mirror: the last part of `url`."""
         return self.url.rpartition("/")[2].partition("?")[0]
 
     @property
     def archive(self) -> str:
-        """The archive's name in the cache: `name` and the suffix of `file_name`, so that no two records share a file.
-
-        It equals `file_name` for every record that ships with the package.
-        """
+        """The archive's name in the cache: `name` with the suffix of `file_name`, so that no two records share a file."""
         suffix = re.search(r"((\.tar)?\.[A-Za-z][A-Za-z0-9]*)?$", self.file_name)
         return self.name + suffix[0]
 
@@ -116,14 +113,14 @@ _DETECTION = {
     "task": "detection",
     "resolution": 300,
     "classes": 90,
-    "labels": "COCO label map, 1 to 90",
+    "labels": LABELS["coco"],
     "preprocessing": "[-1, 1], then bilinear to 300x300 (TF1 sampling), aspect ratio not kept",
 }
 _PASCAL = {
     "task": "segmentation",
     "resolution": 513,
     "classes": 21,
-    "labels": "PASCAL VOC, 0 is the background",
+    "labels": LABELS["voc"],
     "preprocessing": "pad bottom and right to 513x513 with 127.5, [-1, 1]; no resize",
 }
 _CITYSCAPES = _PASCAL | {
@@ -133,40 +130,31 @@ _CITYSCAPES = _PASCAL | {
     "preprocessing": "pad bottom and right to 1025x2049 with 127.5, [-1, 1]; no resize",
 }
 _ADE20K = _PASCAL | {"classes": 151, "labels": "ADE20K, 0 is unlabelled"}
+_SSDLITE = {
+    "sha256": "542445cce834dbfbb7df1991425d475e85a2d7ec68c60a4f262bb18aac10c8b2",
+    "size": 51_025_348,
+    "coco_ap": 22.0,
+    "source": "COCO AP: TensorFlow detection model zoo (Open Model Zoo gives 24.3)",
+}
+_SSD = {
+    "sha256": "b9380178b2e35333f1a735e39745928488bdabeb9ed20bc6fa07af8172cb5adc",
+    "size": 187_925_923,
+    "source": "TensorFlow detection model zoo",
+}
+_DEEPLAB = {
+    "sha256": "cd506941e4f88fd053903913761df2e76ea00c01079cecfd35855304a4a5fb48",
+    "size": 23_882_985,
+    "miou": 75.32,
+    "source": "mIoU: TensorFlow DeepLab model zoo (VOC 2012 val, output stride 16, one scale, no flip)",
+}
 _NO_HASH = {"source": "no hash published; TensorFlow DeepLab model zoo"}
 
-# Archive name and what is special about it. Each lies in _ZOO, the detectors in a folder of their own.
+# Archive name, task, fields of its own. Each lies in _ZOO, the detectors in a folder of their own.
 _ZOO = "http://download.tensorflow.org/models"
 _DETECTORS_AND_SEGMENTERS = (
-    (
-        "ssdlite_mobilenet_v2_coco_2018_05_09",
-        _DETECTION,
-        {
-            "sha256": "542445cce834dbfbb7df1991425d475e85a2d7ec68c60a4f262bb18aac10c8b2",
-            "size": 51_025_348,
-            "coco_ap": 22.0,
-            "source": "COCO AP: TensorFlow detection model zoo (Open Model Zoo gives 24.3)",
-        },
-    ),
-    (
-        "ssd_mobilenet_v2_coco_2018_03_29",
-        _DETECTION,
-        {
-            "sha256": "b9380178b2e35333f1a735e39745928488bdabeb9ed20bc6fa07af8172cb5adc",
-            "size": 187_925_923,
-            "source": "TensorFlow detection model zoo",
-        },
-    ),
-    (
-        "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
-        _PASCAL,
-        {
-            "sha256": "cd506941e4f88fd053903913761df2e76ea00c01079cecfd35855304a4a5fb48",
-            "size": 23_882_985,
-            "miou": 75.32,
-            "source": "mIoU: TensorFlow DeepLab model zoo (VOC 2012 val, output stride 16, one scale, no flip)",
-        },
-    ),
+    ("ssdlite_mobilenet_v2_coco_2018_05_09", _DETECTION, _SSDLITE),
+    ("ssd_mobilenet_v2_coco_2018_03_29", _DETECTION, _SSD),
+    ("deeplabv3_mnv2_pascal_train_aug_2018_01_29", _PASCAL, _DEEPLAB),
     ("deeplabv3_mnv2_pascal_trainval_2018_01_29", _PASCAL, _NO_HASH),
     ("deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01", _PASCAL, _NO_HASH | {"alpha": 0.5}),
     ("deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01", _PASCAL, _NO_HASH | {"alpha": 0.5}),
@@ -175,51 +163,29 @@ _DETECTORS_AND_SEGMENTERS = (
 )
 
 
-def _shipped() -> dict[str, CheckpointRecord]:
-    records = []
+def _records() -> Iterator[CheckpointRecord]:
     for alpha, pixels, multiply_adds, parameters, top_1, top_5, sha256, size in _FLOAT_CLASSIFIERS:
         name = f"mobilenet_v2_{alpha}_{pixels}"
-        records.append(
-            CheckpointRecord(
-                name=name,
-                task="classification",
-                url=f"{_CLASSIFIERS}/{name}.tgz",
-                sha256=sha256,
-                size=size,
-                alpha=alpha,
-                resolution=pixels,
-                top_1=top_1,
-                top_5=top_5,
-                multiply_adds_m=multiply_adds,
-                parameters_m=parameters,
-                source=_OMZ if size else _SLIM,
-            )
+        figures = {"top_1": top_1, "top_5": top_5, "multiply_adds_m": multiply_adds, "parameters_m": parameters}
+        network = {"task": "classification", "url": f"{_CLASSIFIERS}/{name}.tgz", "alpha": alpha, "resolution": pixels}
+        yield CheckpointRecord(
+            name=name, sha256=sha256, size=size, source=_OMZ if size else _SLIM, **network, **figures
         )
     for alpha, pixels, *_ in _FLOAT_CLASSIFIERS:
         name = f"quantized_v2_{pixels}_{round(100 * alpha)}"
-        records.append(
-            CheckpointRecord(
-                name=name,
-                task="classification",
-                url=f"{_CLASSIFIERS}/{name}.tgz",
-                alpha=alpha,
-                resolution=pixels,
-                quantized=True,
-                source="no hash published; TF-Slim",
-            )
-        )
-    for name, kind, special in _DETECTORS_AND_SEGMENTERS:
-        folder = "/object_detection" if kind is _DETECTION else ""
-        records.append(CheckpointRecord(name=name, url=f"{_ZOO}{folder}/{name}.tar.gz", **(kind | special)))
-    return {record.name: record for record in records}
+        network = {"task": "classification", "url": f"{_CLASSIFIERS}/{name}.tgz", "alpha": alpha, "resolution": pixels}
+        yield CheckpointRecord(name=name, quantized=True, source="no hash published; TF-Slim", **network)
+    for name, network, fields in _DETECTORS_AND_SEGMENTERS:
+        folder = "/object_detection" if network is _DETECTION else ""
+        yield CheckpointRecord(name=name, url=f"{_ZOO}{folder}/{name}.tar.gz", **(network | fields))
 
 
-_SHIPPED = _shipped()
+_BUNDLED = {record.name: record for record in _records()}
 _REGISTERED: dict[str, CheckpointRecord] = {}  # the user's own, by name
 
 
 def _same_alpha(record: CheckpointRecord, alpha: float) -> bool:
-    """Float32 and computed alphas match too: 0.35 in float32 is 6e-9 away; published alphas are 0.1 apart."""
+    """Whether two alphas are the same; 0.35 in float32 is 6e-9 away."""
     if not isinstance(alpha, Real):
         raise ValueError(f"alpha={alpha!r} is not a number: give the width multiplier, such as 0.75.")
     return math.isclose(record.alpha, alpha, abs_tol=1e-6)
@@ -228,21 +194,21 @@ def _same_alpha(record: CheckpointRecord, alpha: float) -> bool:
 def list_checkpoints(
     task: str | None = None, alpha: float | None = None, resolution: int | tuple[int, int] | None = None
 ) -> list[CheckpointRecord]:
-    """The published checkpoints, then the user's own; those of one task, alpha or resolution where given.
+    """The published checkpoints, then those the user registered; filtered by task, alpha and resolution.
 
     Args:
         task: "classification" (float and quantised), "detection" or "segmentation".
-        alpha: width multiplier; 1 and 1.0 are alike.
+        alpha: width multiplier.
         resolution: input size in pixels, as in the record.
 
     Raises:
-        ValueError: no such task, or alpha is no number.
+        ValueError: there is no such task, or alpha is not a number.
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"There is no task {task!r}: choose one of {', '.join(TASKS)}.")
     return [
         record
-        for record in (*_SHIPPED.values(), *_REGISTERED.values())
+        for record in (*_BUNDLED.values(), *_REGISTERED.values())
         if (task is None or record.task == task)
         and (alpha is None or _same_alpha(record, alpha))
         and (resolution is None or record.resolution == resolution)
@@ -255,26 +221,25 @@ def get_checkpoint(name: str) -> CheckpointRecord:
     Raises:
         ValueError: there is none; the message has the closest names.
     """
-    record = _SHIPPED.get(name) or _REGISTERED.get(name)
+    record = _BUNDLED.get(name) or _REGISTERED.get(name)
     if record is None:
-        close = difflib.get_close_matches(str(name), [*_SHIPPED, *_REGISTERED], n=3, cutoff=0.4)
+        close = difflib.get_close_matches(str(name), [*_BUNDLED, *_REGISTERED], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(f"There is no checkpoint {name!r}: {hint}list_checkpoints() and `mnv2 list` show all names.")
     return record
 
 
 def imagenet_checkpoint(alpha: float = 1.0, resolution: int | None = 224) -> CheckpointRecord:
-    """The float classifier that `weights="imagenet"` means: of that alpha, at that resolution or else at 224 pixels.
+    """The float classifier that `weights="imagenet"` means.
 
     Args:
-        alpha: width multiplier; 1 and 1.0 are alike.
-        resolution: side of the input in pixels; any other than the published ones (None too) takes the 224 one, as
-            Keras Applications does.
+        alpha: width multiplier.
+        resolution: side of the input in pixels; another than the published ones, or None, gives 224, as in Keras Applications.
 
     Raises:
         ValueError: nothing was published for this alpha; the message lists the alphas.
     """
-    published = [record for record in _SHIPPED.values() if record.task == "classification" and not record.quantized]
+    published = [record for record in _BUNDLED.values() if record.task == "classification" and not record.quantized]
     by_size = {record.resolution: record for record in published if _same_alpha(record, alpha)}
     if not by_size:
         alphas = ", ".join(str(a) for a in sorted({record.alpha for record in published}))
@@ -286,11 +251,11 @@ def imagenet_checkpoint(alpha: float = 1.0, resolution: int | None = 224) -> Che
 
 
 def register_checkpoint(record: CheckpointRecord) -> None:
-    """Make a checkpoint of your own known by its name in this process; a second record of the name replaces the first.
+    """Register a checkpoint of your own by name in this process; a second record of the name replaces the first.
 
     Raises:
-        ValueError: the name belongs to a checkpoint that ships with the package.
+        ValueError: the name belongs to a checkpoint that comes with the package.
     """
-    if record.name in _SHIPPED:
-        raise ValueError(f"{record.name} ships with mnv2_keras and cannot be replaced: register it under another name.")
+    if record.name in _BUNDLED:
+        raise ValueError(f"{record.name} comes with mnv2_keras and cannot be replaced: register it under another name.")
     _REGISTERED[record.name] = record

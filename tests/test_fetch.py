@@ -277,7 +277,7 @@ def test_first_use_of_a_file_put_there_by_hand(own_cache):
     path = own_cache / "checkpoints" / "toy.tgz"
     path.parent.mkdir()
     path.write_bytes(ARCHIVE[:1000])
-    with pytest.raises(ValueError, match="no whole gzip archive"):
+    with pytest.raises(ValueError, match="not a complete gzip archive"):
         fetched()
     path.write_bytes(ARCHIVE)
     assert fetched() == ARCHIVE
@@ -289,7 +289,7 @@ def test_first_use_trusts_whole_archives_only(server, content):
     """A page of a hotel's network, a cut and a garbled file."""
     register(server.url, sha256=None)
     server.files["/toy.tgz"] = content
-    with pytest.raises(ValueError, match="no whole gzip archive"):
+    with pytest.raises(ValueError, match="not a complete gzip archive"):
         fetched()
     assert cached() == []
 

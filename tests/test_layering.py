@@ -22,7 +22,7 @@ LAYERS = [
     {"fetch", "images", "labels", "bundled", "layers", "tflite", "figures"},
     {"preprocessing", "boxes", "masks"},
     {"detection"},
-    {"convert", "data"},
+    {"convert", "data", "hub"},
     {"weights"},
     {"networks"},
     {"tasks"},
