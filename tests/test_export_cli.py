@@ -199,7 +199,7 @@ def test_predict_to_the_terminal(exported, photos):
     wrong = CliRunner().invoke(
         command_line(), ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"]
     )
-    assert "choose a name that ends so" in str(wrong.exception)
+    assert "choose a file name with one of these endings" in str(wrong.exception)
 
 
 def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):

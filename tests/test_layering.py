@@ -16,7 +16,7 @@ MAP = Path(__file__).parents[1] / "docs" / "map.md"
 
 #: From the bottom up. A module imports from its own layer and from those below. docs/map.md shows the same.
 LAYERS = [
-    {"registry", "atomic", "subprocess_job", "cache", "checks", "deprecation"},
+    {"registry", "atomic", "subprocess_job", "cache", "checks", "deprecation", "quant_params"},
     {"architecture"},
     {"analysis", "download"},
     {"fetch", "images", "labels", "bundled", "layers", "tflite", "figures"},

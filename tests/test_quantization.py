@@ -55,14 +55,14 @@ def real(testdata):
     return convert_litert(convert_checkpoint(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"))
 
 
-def test_affine_holds_zero_and_covers_its_range():
+def test_quant_params_hold_zero_and_cover_their_range():
     rng = np.random.default_rng(0)
     for low, high in [*rng.uniform(-9, 9, (50, 2)), (0, 6), (2, 5), (-3, -1), (0, 0)]:
-        affine = QuantParams.covering(min(low, high), max(low, high))
-        assert affine.store(np.float32(0)) == affine.zero_point
+        params = QuantParams.covering(min(low, high), max(low, high))
+        assert params.quantize(np.float32(0)) == params.zero_point
         values = np.linspace(min(low, high), max(low, high), 999, dtype=np.float32)
-        meant = affine.scale * (affine.store(values).astype(np.float32) - affine.zero_point)
-        assert np.abs(meant - values).max() <= affine.scale * 1.001
+        meant = params.scale * (params.quantize(values).astype(np.float32) - params.zero_point)
+        assert np.abs(meant - values).max() <= params.scale * 1.001
 
 
 def test_kernel_scales_reach_127_and_spare_dead_channels():

@@ -174,7 +174,7 @@ def test_training_and_inference_round_alike(digits):
     """Both are the same but for ties and the biases' own rounding, where batch norm does not follow the batch."""
     import keras
 
-    from mnv2_keras.export.fake_quant import FakeQuantAdd, FakeQuantConvolution, FakeQuantImage, FakeQuantMean
+    from mnv2_keras.layers import FakeQuantAdd, FakeQuantConvolution, FakeQuantImage, FakeQuantMean
 
     keras.utils.set_random_seed(2)
     x, step = FakeQuantImage()(digits[1][0][:8])

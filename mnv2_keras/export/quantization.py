@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from mnv2_keras.quant_params import QuantParams
 from mnv2_keras.tflite import TfliteFile
 
 #: Operators with an int8 kernel: the first version that has it.
@@ -63,25 +64,6 @@ INPUT_TYPES = ("uint8", "int8", "float32")
 
 #: A channel this far below the largest of its tensor is dead: some published stems have such, near 1e-21.
 _DEAD = 1e-8
-
-
-@dataclass(frozen=True)
-class QuantParams:
-    """What a stored number means: `real = scale * (stored - zero_point)`, stored from -128 to 127."""
-
-    scale: float
-    zero_point: int
-
-    @classmethod
-    def covering(cls, low: float, high: float) -> "QuantParams":
-        """The finest one that reaches from `low` to `high`, and holds 0 exactly."""
-        low, high = min(float(low), 0.0), max(float(high), 0.0)
-        scale = max(high - low, 1e-6) / 255
-        return cls(float(np.float32(scale)), int(np.clip(np.round(-128 - low / scale), -128, 127)))
-
-    def store(self, real: np.ndarray) -> np.ndarray:
-        """Real values to int8."""
-        return np.clip(np.rint(real / np.float32(self.scale)) + self.zero_point, -128, 127).astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -281,7 +263,7 @@ class _Writer:
             return tensor
         affine = QuantParams.covering(values.min(), values.max())
         twin = self._twin(tensor, _SIGNED, affine)
-        self.file.store(twin, affine.store(values))
+        self.file.store(twin, affine.quantize(values))
         return twin
 
     def _kernel(self, operator, kind: str, inputs: list[int], original: int) -> None:

@@ -3,14 +3,8 @@
 import keras
 from keras import layers
 
-from mnv2_keras.export.fake_quant import (
-    FakeQuantAdd,
-    FakeQuantConvolution,
-    FakeQuantImage,
-    FakeQuantMean,
-    RangedLayer,
-)
 from mnv2_keras.export.quantization import Kernel
+from mnv2_keras.layers import FakeQuantAdd, FakeQuantConvolution, FakeQuantImage, FakeQuantMean, RangedLayer
 
 #: Layers that stay as they are: they move numbers, or come after the last one that int8 computes.
 _KEPT = ("Dropout", "Reshape", "Flatten", "ZeroPadding2D")
@@ -187,4 +181,4 @@ def plain_model(model: keras.Model) -> tuple[keras.Model, dict[str, tuple[float,
     )
     for fresh, layer, _ in copies:
         fresh.set_weights(layer.folded())
-    return plain, ranges, [layer.stored(source.step) for _, layer, source in copies]
+    return plain, ranges, [Kernel(*layer.stored(source.step)) for _, layer, source in copies]
