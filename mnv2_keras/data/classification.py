@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.data.tfds import import_tfds, open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
 
 #: What people call the part that is held out.
@@ -253,7 +254,7 @@ def _read(data) -> dict[str, Examples]:
         return _from_folder(path)
     if path.is_file():
         return _from_csv(path)
-    return _from_builder(_builder(str(data)))  # a name of TFDS may hold what a path does: imagenette/320px-v2
+    return _from_builder(open_tfds(str(data)))  # a name of TFDS may hold what a path does: imagenette/320px-v2
 
 
 def _from_folder(folder: Path) -> dict[str, Examples]:
@@ -389,9 +390,7 @@ class TfdsExamples:
 
         Encoded ones are cheap to mix and to pass over.
         """
-        import tensorflow_datasets as tfds
-
-        decoders = {"image": tfds.decode.SkipDecoding()}
+        decoders = {"image": import_tfds(self.builder.name).decode.SkipDecoding()}
         rows = self.builder.as_dataset(split=self.part, shuffle_files=False, decoders=decoders)
         return rows.map(lambda row: (row["image"], row["label"]))
 
@@ -440,33 +439,8 @@ class TfdsExamples:
         return tuple(TfdsExamples(self.builder, f"{self.part}[{slice}]") for slice in (f":{kept}", f"{kept}:"))
 
 
-def _builder(name: str):
-    """A TFDS data set by name, prepared."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"data is {name!r}, which is no folder and no file; to read it from TFDS, pip install 'mnv2-keras[data]'."
-        ) from error
-    try:
-        builder = tfds.builder(name)
-    except (ValueError, AssertionError) as error:
-        # Of a data set that it knows, TFDS says which configurations or versions there are.
-        why = f" TFDS: {str(error).splitlines()[0]}" if str(error).startswith("Failed to construct") else ""
-        raise FileNotFoundError(
-            f"There is no data in {name}: no such folder, file or TFDS data set. Expected a folder of class folders, a CSV file or "
-            f"a TFDS name.{why}"
-        ) from error
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # no network, no room, archives to be fetched by hand: it says what to do
-        raise ValueError(f"TFDS cannot prepare {name}: {' '.join(str(error).split())}") from error
-    return builder
-
-
 def _from_builder(builder) -> dict[str, TfdsExamples]:
-    import tensorflow_datasets as tfds
-
+    tfds = import_tfds(builder.name)
     if isinstance(builder, tfds.folder_dataset.ImageFolder):  # its files are read as all others are
         return {part: _class_folders(Path(builder.data_dir) / part) for part in builder.info.splits}
     features = dict(builder.info.features or {})

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mnv2_keras.data.tfds import open_tfds
 from mnv2_keras.images import ImageError, read_image
 from mnv2_keras.labels import coco_labels, voc_labels
 
@@ -280,11 +281,8 @@ def read_tfds(name: str, split: str, data_dir=None) -> DetectionData:
     Raises:
         ValueError: it has no boxes; TFDS is not installed.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError("tensorflow_datasets is not installed: pip install 'mnv2-keras[data]'.") from error
-    dataset, info = tfds.load(name, split=split, data_dir=data_dir, with_info=True, shuffle_files=False)
+    builder = open_tfds(name, data_dir)
+    info, dataset = builder.info, builder.as_dataset(split=split, shuffle_files=False)
     held = getattr(info.features, "keys", tuple)()
     objects = info.features["objects"] if "objects" in held else None
     if not {"bbox", "label"} <= set(getattr(objects, "feature", {})):  # a sequence of them

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.data.tfds import open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
 from mnv2_keras.masks import IGNORED, PADDING, read_mask
 from mnv2_keras.preprocessing import normalize_image
@@ -203,16 +204,13 @@ def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | o
         ValueError: the data set has no mask of labels; or more than 255 classes.
     """
     _check_classes(classes)
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir)
+    builder = open_tfds(name, data_dir)
     features = builder.info.features
     key = next((key for key in _MASKS if key in features and len(features[key].shape) == 3), None)
     if key is None or "image" not in features:
         raise ValueError(
             f"TFDS {name} has the features {', '.join(features)}: expected an image and a mask ({', '.join(_MASKS)})."
         )
-    builder.download_and_prepare()
     return _TfdsPairs(builder, split, key, classes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.data.tfds import import_tfds
 from mnv2_keras.images import ImageError, find_images, grey_photo
 from mnv2_keras.preprocessing import preprocess_image, resize_bilinear_v1
 
@@ -121,10 +122,7 @@ def tensorflow_dataset(name: str) -> Iterator:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError(f"{name} needs tensorflow-datasets: pip install 'mnv2-keras[data]'.") from error
+    tfds = import_tfds(name)
     _, dataset, *split = name.split(":")
     try:
         return iter(tfds.as_numpy(tfds.load(dataset, split=split[0] if split else "train", download=False)))

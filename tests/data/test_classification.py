@@ -209,7 +209,7 @@ def test_names_of_tfds_with_a_configuration_or_a_version(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=f"no such folder, file or TFDS data set.*{why}"):
             read_examples(wrong)
     builder = tfds.builder("imagenet2012", data_dir=tmp_path)
-    monkeypatch.setattr(tfds, "builder", lambda _: builder)
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     with pytest.raises(
         ValueError, match=r"TFDS cannot prepare imagenet2012: Manual directory .* ILSVRC2012_img_val.tar"
     ):
