@@ -195,7 +195,7 @@ def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
     assert report.plot_layers(tmp_path / "new" / "layers.svg").read_bytes().startswith(b"<?xml")
     with pytest.raises(ValueError, match=r"figures are drawn as \.png or \.svg"):
         report.plot_layers(tmp_path / "layers.doc")
-    monkeypatch.setattr("mnv2_keras.export.report.find_spec", lambda _: None)
+    monkeypatch.setattr("mnv2_keras.figures.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         report.plot_layers(tmp_path / "layers.png")
 

@@ -37,7 +37,7 @@ def bench(
     from rich.table import Table
 
     from mnv2_keras.atomic import write_bytes
-    from mnv2_keras.export.report import check_plot
+    from mnv2_keras.figures import check_figure
     from mnv2_keras.inference import benchmark
     from mnv2_keras.inference.model_cache import path_of
 
@@ -45,7 +45,7 @@ def bench(
         with working("importing TensorFlow"):
             pass
     if plot:
-        check_plot(plot)
+        check_figure(plot)
     measured = benchmark.measure(weights, variants or None, threads or None, rounds, cold, on_message=err.print)
     if output:
         write_bytes(output, benchmark.to_csv(measured).encode())

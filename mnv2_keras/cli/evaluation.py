@@ -75,9 +75,7 @@ def finish(result, receipt: Path | None, picture: Path | None, as_json: bool) ->
     if receipt:
         result.save(receipt)
     if picture:
-        from mnv2_keras.evaluation.confusion_plot import plot_confusions
-
-        plot_confusions(result, picture)
+        result.plot(picture)
     print_skipped(result.counts.broken, most=20)
     if as_json:
         print_json({name: value for name, value in result.as_dict().items() if name != "counts"})

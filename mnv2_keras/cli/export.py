@@ -44,7 +44,7 @@ def export(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from mnv2_keras.export.report import check_plot
+    from mnv2_keras.figures import check_figure
 
     asked = "--plot" if plot else "--layers" if layers else None
     if asked and (precision == "float32" or batch > 1):
@@ -53,7 +53,7 @@ def export(
             f"or leave {asked} out."
         )
     if plot:
-        check_plot(plot)
+        check_figure(plot)
     with working("converting the weights"):
         from mnv2_keras.conversion import open_model
 

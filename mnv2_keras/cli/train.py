@@ -205,10 +205,10 @@ def segmentation(
     The folder receives segmenter.keras. A file such as -o voc.keras is still accepted in this release: the model is written to
     it, everything else to the folder voc/.
     """
-    from mnv2_keras.export.report import check_plot
+    from mnv2_keras.figures import check_figure, draw_training
 
     if plot:
-        check_plot(plot)
+        check_figure(plot)
     folder, path = folder_and_model(output)
     classes = 4 if data.shapes else classes
     pairs = data.read(split, classes, side=crop or 65)
@@ -216,7 +216,6 @@ def segmentation(
         strategy = start_strategy()
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
         from mnv2_keras.inference.segmenter import Segmenter
-        from mnv2_keras.training.curves import plot_training
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, build, train_segmenter
         from mnv2_keras.training.state import load_state
         from mnv2_keras.weights import check_name, save_model
@@ -248,7 +247,7 @@ def segmentation(
         print_skipped(getattr(pairs, "broken", {}), most=20)
     save_model(model, path)
     if plot:
-        plot_training(rows, plot)
+        draw_training(rows, plot)
     figure = f"mean IoU {rows[-1]['mean_iou']:.4f} on {len(held_out)} held-out pictures" if held_out else ""
     print_ending(rows, folder, path, progress, figure)
 

@@ -16,6 +16,7 @@ from mnv2_keras.atomic import write_text
 from mnv2_keras.convert.receipt import versions
 from mnv2_keras.convert.source import sha256_of
 from mnv2_keras.data.classification import check_labels
+from mnv2_keras.figures import check_figure, draw_confusion
 from mnv2_keras.labels import imagenet_labels
 
 #: Bins of confidence in the calibration error.
@@ -166,6 +167,16 @@ class Evaluation:
         for pair, count in self.counts.confusion.items():
             matrix[pair] = count
         return matrix
+
+    def plot(self, path: str | os.PathLike) -> Path:
+        """Draw the confusion matrix into a .png or .svg file.
+
+        Raises:
+            ValueError: see `check_figure`.
+        """
+        check_figure(path)
+        title = f"{self.top1:.2%} of {self.images:,} right"
+        return draw_confusion(self.confusion_matrix(), self.about["labels"], title, path)
 
     def as_dict(self) -> dict:
         """The receipt as JSON holds it."""

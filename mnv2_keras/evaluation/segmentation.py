@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.masks import IGNORED, save_picture
+from mnv2_keras.figures import check_figure, draw_confusion
+from mnv2_keras.masks import IGNORED
 
 
 class ConfusionMatrix:
@@ -80,31 +81,14 @@ class ConfusionMatrix:
         }
 
     def plot(self, path: str | os.PathLike, names: Sequence[str] | None = None) -> Path:
-        """Draw the matrix, each row as shares of its true label, into a PNG file."""
-        import io
+        """Draw the matrix, each row as shares of its true label, into a .png or .svg file.
 
-        from matplotlib.figure import Figure
-        from PIL import Image
-
+        Raises:
+            ValueError: see `check_figure`.
+        """
+        check_figure(path)
         names = _names(names, self.classes)
-        rows = self.counts.sum(1, keepdims=True)
-        shares = np.divide(self.counts, rows, out=np.zeros(self.counts.shape), where=rows > 0)
-        side = max(4.0, 0.42 * self.classes + 2)
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
-        axes = figure.add_subplot()
-        image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-        axes.set_xticks(range(self.classes), names, rotation=90)
-        axes.set_yticks(range(self.classes), names)
-        axes.set(xlabel="predicted", ylabel="true", title=f"mean IoU {self.mean_iou:.3f}")
-        for (true, predicted), share in np.ndenumerate(shares):
-            if share >= 0.005:
-                shade = "black" if share > 0.5 else "white"
-                axes.text(predicted, true, f"{100 * share:.0f}", ha="center", va="center", color=shade, fontsize=7)
-        figure.colorbar(image, label="share of the true label's pixels")
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=110)
-        drawn.seek(0)
-        return save_picture(Image.open(drawn), path)
+        return draw_confusion(self.counts, names, f"mean IoU {self.mean_iou:.3f}", path, percent=True)
 
 
 def _number(value: float) -> float | None:

@@ -1,16 +1,15 @@
 """What an export made, and how far it is from the model it was made from."""
 
 import base64
-import io
 import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
-from mnv2_keras.atomic import write_bytes, write_text
+from mnv2_keras.atomic import write_text
 from mnv2_keras.export.check import Layer
+from mnv2_keras.figures import check_figure, draw_layers
 from mnv2_keras.tflite import Metadata, TfliteFile, open_interpreter, read_metadata, read_tflite
 
 
@@ -190,39 +189,10 @@ class ExportReport:
         """Draw the signal-to-noise ratio of every layer, in network order, into a .png or .svg file.
 
         Raises:
-            ValueError: the layers were not compared (`compare=False`, or a float32 file); see `check_plot`.
+            ValueError: the layers were not compared (`compare=False`, or a float32 file); see `check_figure`.
         """
-        check_plot(path)
+        check_figure(path)
         if not self.layers:
             raise ValueError("The report has no layers: export in another precision than float32, with compare=True.")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(12, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.plot([layer.snr_db for layer in self.layers], marker="o", markersize=3)
-        axes.set_xticks(range(len(self.layers)), [layer.name for layer in self.layers], rotation=90, fontsize=6)
-        axes.set_ylabel("signal-to-noise ratio (dB)")
-        axes.set_title(f"{Path(self.path).name}: {self.precision} against float, layer by layer")
-        axes.grid(alpha=0.3)
-        return save_plot(figure, path)
-
-
-def check_plot(path: str | os.PathLike) -> None:
-    """Whether a figure can be drawn under this name, before what takes long.
-
-    Raises:
-        ValueError: the name ends in neither .png nor .svg, or matplotlib is not installed.
-    """
-    if Path(path).suffix not in (".png", ".svg"):
-        raise ValueError(f"{path}: figures are drawn as .png or .svg; choose a name that ends so.")
-    if find_spec("matplotlib") is None:
-        raise ValueError(f"{path} needs matplotlib: pip install matplotlib.")
-
-
-def save_plot(figure, path: str | os.PathLike) -> Path:
-    """Write a matplotlib figure, all of it or nothing."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=Path(path).suffix[1:], dpi=120)
-    return write_bytes(path, drawn.getvalue())
+        title = f"{Path(self.path).name}: {self.precision} against float, layer by layer"
+        return draw_layers({layer.name: layer.snr_db for layer in self.layers}, title, path)

@@ -19,6 +19,7 @@ import numpy as np
 
 from mnv2_keras.checks import whole_number
 from mnv2_keras.deprecation import renamed_arguments
+from mnv2_keras.figures import check_figure, draw_latencies
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.model_cache import litert_content, path_of
 
@@ -179,6 +180,7 @@ def _throughput(classifier: Classifier, photo: np.ndarray, rounds: int) -> float
 
 _COLD = """
 import pathlib, resource, sys
+from mnv2_keras.figures import check_figure, draw_latencies
 from mnv2_keras.inference.classifier import Classifier
 file, engine, threads, photo = sys.argv[1:]
 Classifier(file, engine, int(threads) or None).predict(photo)
@@ -221,20 +223,6 @@ def to_csv(measured: Sequence[Measurement]) -> str:
 
 def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
     """Draw the median latencies, with p90, as bars into a .png or .svg file, atomically."""
-    from mnv2_keras.export.report import check_plot, save_plot
-
-    check_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    rows = list(reversed(measured))
-    axes.barh(
-        [f"{row.engine} {row.precision}, {row.threads} threads" for row in rows],
-        [row.p50_ms for row in rows],
-        xerr=[[0] * len(rows), [row.p90_ms - row.p50_ms for row in rows]],
-    )
-    axes.set_xlabel("milliseconds for each photo: median, and up to p90")
-    return save_plot(figure, path)
+    check_figure(path)
+    latencies = {f"{row.engine} {row.precision}, {row.threads} threads": (row.p50_ms, row.p90_ms) for row in measured}
+    return draw_latencies(latencies, path)

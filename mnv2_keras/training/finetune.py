@@ -16,13 +16,12 @@ from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import Evaluation, evaluate
-from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.export.litert import PRECISIONS, export_litert
+from mnv2_keras.figures import can_draw
 from mnv2_keras.networks.backbone import ConvConfig
 from mnv2_keras.networks.classifier import classification
 from mnv2_keras.networks.endpoints import blocks, endpoints, freeze
 from mnv2_keras.training.classification import train
-from mnv2_keras.training.curves import can_draw
 from mnv2_keras.training.fit import Progress
 from mnv2_keras.training.linear_probe import linear_probe
 from mnv2_keras.training.recipes import FINETUNE, LINEAR_PROBE, Recipe
@@ -183,7 +182,7 @@ def finetune(
     }
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     if draws:
-        plot_confusions(evaluation, folder / "confusion.png")
+        evaluation.plot(folder / "confusion.png")
     return Finetuned(model, evaluation, report["probe_accuracy"], broken)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import tensorflow as tf
 
 from mnv2_keras.atomic import write_bytes, write_text
-from mnv2_keras.training.curves import plot_training
+from mnv2_keras.figures import draw_training
 
 
 def write_history(folder: Path, rows: list[dict], draw: bool = True) -> None:
     """Write table and curves of all rows, and TensorBoard's scalars of the last one."""
     write_csv(folder / "history.csv", rows)
     if draw:
-        plot_training(rows, folder / "curves.png")
+        draw_training(rows, folder / "curves.png")
     write_tensorboard(folder / "tensorboard", rows[-1])
 
 

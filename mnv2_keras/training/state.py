@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.atomic import write_bytes, write_text
-from mnv2_keras.training.curves import can_draw
+from mnv2_keras.figures import can_draw
 from mnv2_keras.training.history import write_history
 
 

@@ -23,7 +23,6 @@ from mnv2_keras.evaluation.classification import (
     weights_digest,
     wilson,
 )
-from mnv2_keras.evaluation.confusion_plot import plot_confusions
 from mnv2_keras.evaluation.engines import open_engine, softmax
 from mnv2_keras.labels import imagenet_labels
 from mnv2_keras.networks.classifier import build_mobilenetv2
@@ -420,5 +419,5 @@ def test_a_file_that_takes_other_values_gets_them(model, tmp_path):
 
 
 def test_the_picture(whole, tmp_path):
-    with Image.open(plot_confusions(whole, tmp_path / "confusion.png")) as picture:
+    with Image.open(whole.plot(tmp_path / "confusion.png")) as picture:
         assert min(picture.size) > 300
