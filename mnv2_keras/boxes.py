@@ -1,12 +1,13 @@
 """Boxes: the anchors of SSD, the code that moves them, overlaps, and suppression. Boxes are ymin, xmin, ymax, xmax.
 
-Everything but the anchors is TensorFlow, for batches, and runs in a graph as well as eagerly. TensorFlow is imported by the
-functions, because `Detector` needs the anchors without it.
+Decoding, overlaps and windows take NumPy arrays and TensorFlow tensors, also in a graph, and return what they were given.
+Encoding and `suppress` are TensorFlow, which is imported by the functions, because `Detector` works without it.
 
 Source: Object Detection API `multiple_grid_anchor_generator`, `faster_rcnn_box_coder`, `post_processing`.
 """
 
 import math
+import sys
 
 import numpy as np
 
@@ -50,12 +51,26 @@ def ssd_anchors(input_shape) -> np.ndarray:
     return np.concatenate(anchors).astype(np.float32)
 
 
+def _library(*boxes):
+    """TensorFlow where one of them is a tensor, else NumPy."""
+    is_tensor = any(type(values).__module__.partition(".")[0] == "tensorflow" for values in boxes)
+    return sys.modules["tensorflow"] if is_tensor else np
+
+
+def _corners(low, high):
+    """(..., 2) and (..., 2) to boxes (..., 4)."""
+    library = _library(low, high)
+    return np.concatenate([low, high], axis=-1) if library is np else library.concat([low, high], axis=-1)
+
+
+def _float32(library, boxes):
+    return np.asarray(boxes, np.float32) if library is np else library.cast(boxes, library.float32)
+
+
 def _centre_and_size(boxes):
     """(..., 4) corners to (..., 2) centres and (..., 2) sizes."""
-    import tensorflow as tf
-
-    low, high = tf.split(boxes, 2, axis=-1)
-    return low + (high - low) / 2, high - low
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + size / 2, size
 
 
 def encode_boxes(boxes, anchors):
@@ -68,7 +83,7 @@ def encode_boxes(boxes, anchors):
         anchors: (A, 4) corners.
 
     Returns:
-        float32 (..., A, 4): ty, tx, th, tw.
+        float32 (..., A, 4) tensor: ty, tx, th, tw.
     """
     import tensorflow as tf
 
@@ -80,7 +95,7 @@ def encode_boxes(boxes, anchors):
 
 
 def decode_boxes(encodings, anchors):
-    """Boxes of the network's predictions; the inverse of `encode_boxes`.
+    """What `encode_boxes` encoded.
 
     Args:
         encodings: (..., A, 4): ty, tx, th, tw.
@@ -89,22 +104,17 @@ def decode_boxes(encodings, anchors):
     Returns:
         float32 (..., A, 4) corners, not clipped; the high ones are never below the low ones.
     """
-    import tensorflow as tf
-
-    encodings, anchors = tf.cast(encodings, tf.float32), tf.cast(anchors, tf.float32)
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    offset, log_size = tf.split(encodings, 2, axis=-1)
-    centre = offset / CENTRE_SCALE * anchor_size + anchor_centre
-    half = tf.exp(log_size / SIZE_SCALE) * anchor_size / 2
-    return tf.concat([centre - half, centre + half], axis=-1)
+    library = _library(encodings, anchors)
+    encodings = _float32(library, encodings)
+    anchor_centre, anchor_size = _centre_and_size(_float32(library, anchors))
+    centre = encodings[..., :2] / CENTRE_SCALE * anchor_size + anchor_centre
+    half = library.exp(encodings[..., 2:] / SIZE_SCALE) * anchor_size / 2
+    return _corners(centre - half, centre + half)
 
 
 def area(boxes):
     """(..., 4) corners to (...)."""
-    import tensorflow as tf
-
-    ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
-    return (ymax - ymin) * (xmax - xmin)
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersection_over_union(boxes, others):
@@ -119,29 +129,25 @@ def intersection_over_union(boxes, others):
     Returns:
         float32 (..., N, M), 0 to 1.
     """
-    import tensorflow as tf
-
-    boxes, others = tf.cast(boxes, tf.float32)[..., :, None, :], tf.cast(others, tf.float32)[..., None, :, :]
-    low, high = tf.maximum(boxes[..., :2], others[..., :2]), tf.minimum(boxes[..., 2:], others[..., 2:])
-    common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)
-    return tf.where(common > 0, common / (area(boxes) + area(others) - common), 0.0)
+    library = _library(boxes, others)
+    boxes, others = _float32(library, boxes)[..., :, None, :], _float32(library, others)[..., None, :, :]
+    low, high = library.maximum(boxes[..., :2], others[..., :2]), library.minimum(boxes[..., 2:], others[..., 2:])
+    sides = library.maximum(high - low, 0.0)
+    common = sides[..., 0] * sides[..., 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return library.where(common > 0, common / (area(boxes) + area(others) - common), 0.0)
 
 
 def clip_boxes(boxes, window):
     """Cut boxes (B, N, 4) at windows (B, 4)."""
-    import tensorflow as tf
-
-    low, high = tf.split(window[:, None, :], 2, axis=-1)
-    return tf.concat([tf.clip_by_value(corner, low, high) for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
+    library, low, high = _library(boxes), window[:, None, :2], window[:, None, 2:]
+    return _corners(*(library.maximum(library.minimum(boxes[..., i : i + 2], high), low) for i in (0, 2)))
 
 
 def change_frame(boxes, window):
     """Boxes (B, N, 4) as parts of windows (B, 4): the window's corners become 0, 0 and 1, 1."""
-    import tensorflow as tf
-
-    low, high = tf.split(window[:, None, :], 2, axis=-1)
-    size = high - low
-    return tf.concat([(corner - low) / size for corner in tf.split(boxes, 2, axis=-1)], axis=-1)
+    low, size = window[:, None, :2], window[:, None, 2:] - window[:, None, :2]
+    return _corners((boxes[..., :2] - low) / size, (boxes[..., 2:] - low) / size)
 
 
 def suppress(boxes, scores, allowed, max_per_class: int, max_total: int, iou_threshold: float):

@@ -1,7 +1,7 @@
 """Pre- and post-processing of the detector: a photo to the network's input, the network's outputs to boxes.
 
-There are two versions of the post-processing: `postprocess_detections` is TensorFlow, for batches and inside graphs,
-`postprocess_arrays` is NumPy, for `Detector`, which works without TensorFlow. TensorFlow is imported only by the first one.
+`postprocess_detections` is TensorFlow, for batches and inside graphs; `postprocess_arrays` is NumPy, for `Detector`, which works
+without TensorFlow. Both share the checks here and the arithmetic of `boxes`; each has a suppression of its own.
 """
 
 import functools
@@ -11,7 +11,7 @@ from numbers import Integral
 
 import numpy as np
 
-from mnv2_keras.boxes import CENTRE_SCALE, SIZE_SCALE, area, change_frame, clip_boxes, decode_boxes, suppress
+from mnv2_keras.boxes import area, change_frame, clip_boxes, decode_boxes, intersection_over_union, suppress
 from mnv2_keras.checks import real_number, whole_number
 from mnv2_keras.images import read_image
 from mnv2_keras.preprocessing import normalize_image, resize_bilinear_v1
@@ -107,15 +107,12 @@ def postprocess_detections(
     """
     import tensorflow as tf
 
-    encodings = tf.convert_to_tensor(box_encodings, tf.float32)
-    logits = tf.convert_to_tensor(class_predictions_with_background, tf.float32)
-    anchors = tf.convert_to_tensor(anchors, tf.float32)
-    _check_shapes(encodings.shape, logits.shape, anchors.shape)
-    limits = check_limits(score_threshold, iou_threshold, max_per_class, max_total)
-    window = tf.convert_to_tensor(_WHOLE_IMAGE if clip_window is None else clip_window, tf.float32)
-    window = window[None] if window.shape.rank == 1 else window
-    _check_window(window.shape, tf.get_static_value(window), encodings.shape[0])
-    return _graph()(encodings, logits, anchors, window, *limits)
+    def to_tensor(values):
+        return tf.convert_to_tensor(values, tf.float32)
+
+    outputs = box_encodings, class_predictions_with_background
+    inputs = _checked_inputs(to_tensor, tf.get_static_value, *outputs, anchors, clip_window)
+    return _graph()(*inputs, *_checked_limits(score_threshold, iou_threshold, max_per_class, max_total))
 
 
 @functools.cache
@@ -138,51 +135,41 @@ def _postprocess(encodings, logits, anchors, window, score_threshold, iou_thresh
     scores = tf.where((scores > score_threshold) & ~broken[:, None, :], scores, -np.inf)
     clipped = clip_boxes(boxes, window)
     best = suppress(boxes, scores, area(clipped) > 0, max_per_class, max_total, iou_threshold)
-    relative = change_frame(tf.gather(clipped, best["indices"], batch_dims=1), window)
+    relative = change_frame(tf.gather(clipped, best.pop("indices"), batch_dims=1), window)
     real = tf.range(max_total) < best["num"][:, None]
-    return {
-        "boxes": tf.where(real[..., None], relative, 0.0),
-        "scores": best["scores"],
-        "classes": best["classes"],
-        "num": best["num"],
-    }
+    return {"boxes": tf.where(real[..., None], relative, 0.0), **best}
 
 
-def _check_shapes(encodings, logits, anchors) -> None:
-    """Shapes are tuples, or TensorFlow's with None for what is unknown."""
+def _checked_inputs(to_float32, static_value, encodings, logits, anchors, window) -> tuple:
+    """The encodings, logits, anchors and windows (1 or B, 4) in float32; sides that a graph does not know are None."""
+    window = _WHOLE_IMAGE if window is None else window
+    encodings, logits, anchors, window = (to_float32(values) for values in (encodings, logits, anchors, window))
+    shapes = tuple(encodings.shape), tuple(logits.shape), tuple(anchors.shape)
 
     def agree(*sides) -> bool:
         return len({side for side in sides if side is not None}) <= 1
 
-    ranks = len(encodings), len(logits), len(anchors)
     if (
-        ranks != (3, 3, 2)
-        or not encodings[2] == anchors[1] == 4
-        or (logits[2] or 2) < 2
-        or not agree(encodings[0], logits[0])
-        or not agree(encodings[1], logits[1], anchors[0])
+        tuple(map(len, shapes)) != (3, 3, 2)
+        or not shapes[0][2] == shapes[2][1] == 4
+        or (shapes[1][2] or 2) < 2
+        or not agree(shapes[0][0], shapes[1][0])
+        or not agree(shapes[0][1], shapes[1][1], shapes[2][0])
     ):
         raise ValueError(
-            f"box_encodings {encodings}, class_predictions_with_background {logits} and anchors {anchors} do not fit: expected "
-            "(B, A, 4), (B, A, classes + 1) and (A, 4). `ssd_anchors(input_shape)` has the anchors of the model's input."
+            f"box_encodings {shapes[0]}, class_predictions_with_background {shapes[1]} and anchors {shapes[2]} do not fit: "
+            "expected (B, A, 4), (B, A, classes + 1) and (A, 4). `ssd_anchors(input_shape)` has the anchors of the model's input."
         )
+    window, batch = window[None] if len(window.shape) == 1 else window, shapes[0][0]
+    if len(window.shape) != 2 or window.shape[1] != 4 or window.shape[0] not in (1, None, batch):
+        raise ValueError(f"clip_window has shape {tuple(window.shape)}: expected (4,) or ({batch or 'B'}, 4).")
+    corners = static_value(window)
+    if corners is not None and not (corners[:, :2] < corners[:, 2:]).all():
+        raise ValueError(f"clip_window is {corners.tolist()}: expected ymin < ymax and xmin < xmax.")
+    return encodings, logits, anchors, window
 
 
-def _check_window(shape, value, batch: int | None) -> None:
-    if len(shape) != 2 or shape[1] != 4 or shape[0] not in (1, None, batch):
-        raise ValueError(f"clip_window has shape {tuple(shape)}: expected (4,) or ({batch or 'B'}, 4).")
-    if value is not None and not (value[:, :2] < value[:, 2:]).all():
-        raise ValueError(f"clip_window is {value.tolist()}: expected ymin < ymax and xmin < xmax.")
-
-
-def check_limits(
-    score_threshold: float = 1e-8, iou_threshold: float = 0.6, max_per_class: int = 100, max_total: int = 100
-) -> tuple[float, float, int, int]:
-    """The arguments that both versions of the post-processing share, checked.
-
-    Raises:
-        ValueError: a threshold that is not from 0 to 1, or a number of boxes below 1.
-    """
+def _checked_limits(score_threshold=1e-8, iou_threshold=0.6, max_per_class=100, max_total=100) -> tuple:
     return (
         real_number("score_threshold", score_threshold, 0, 1),
         real_number("iou_threshold", iou_threshold, 0, 1),
@@ -206,43 +193,39 @@ def postprocess_arrays(
     Raises:
         ValueError: as there.
     """
-    encodings, logits, anchors = (
-        np.asarray(values, np.float32) for values in (box_encodings, class_predictions_with_background, anchors)
+    to_array, outputs = (
+        functools.partial(np.asarray, dtype=np.float32),
+        (box_encodings, class_predictions_with_background),
     )
-    _check_shapes(encodings.shape, logits.shape, anchors.shape)
-    limits = check_limits(**limits)
-    window = np.atleast_2d(np.asarray(_WHOLE_IMAGE if clip_window is None else clip_window, np.float32))
-    _check_window(window.shape, window, len(encodings))
-    window = np.broadcast_to(window, (len(encodings), 4))
-    most = limits[3]
+    encodings, logits, anchors, window = _checked_inputs(to_array, to_array, *outputs, anchors, clip_window)
+    limits = _checked_limits(**limits)
+    batch, most = len(encodings), limits[3]
     result = {
-        "boxes": np.zeros((len(encodings), most, 4), np.float32),
-        "scores": np.zeros((len(encodings), most), np.float32),
-        "classes": np.zeros((len(encodings), most), np.int32),
-        "num": np.zeros(len(encodings), np.int32),
+        "boxes": np.zeros((batch, most, 4), np.float32),
+        "scores": np.zeros((batch, most), np.float32),
+        "classes": np.zeros((batch, most), np.int32),
+        "num": np.zeros(batch, np.int32),
     }
-    for i, image in enumerate(zip(encodings, logits, window, strict=True)):
-        boxes, scores, classes = _postprocess_image(*image, anchors, *limits)
-        number = result["num"][i] = len(boxes)
-        result["boxes"][i, :number], result["scores"][i, :number], result["classes"][i, :number] = (
-            boxes,
-            scores,
-            classes,
-        )
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        boxes = decode_boxes(encodings, anchors)
+        clipped = clip_boxes(boxes, window)
+        relative, visible = change_frame(clipped, window), area(clipped) > 0  # NaN fails
+        for i in range(batch):
+            places, scores = _best_places(logits[i], boxes[i], visible[i], *limits)
+            classes, indices = np.divmod(places, len(anchors))
+            number = result["num"][i] = len(places)
+            for name, values in (("boxes", relative[i, indices]), ("scores", scores), ("classes", classes)):
+                result[name][i, :number] = values
     return result
 
 
-def _postprocess_image(encodings, logits, window, anchors, score_threshold, iou_threshold, max_per_class, max_total):
-    """(boxes, scores, classes) of one image, the best score first."""
-    boxes, count = _decoded(encodings, anchors), len(anchors)
-    low, high = window[:2], window[2:]
-    clipped = np.concatenate([np.clip(boxes[:, :2], low, high), np.clip(boxes[:, 2:], low, high)], axis=1)
+def _best_places(logits, boxes, visible, score_threshold, iou_threshold, max_per_class, max_total):
+    """(class * A + anchor) and score of one image's result, the best score first."""
     flat = logits[:, 1:].T.ravel()  # (classes * A): equal scores are in order of class, then of anchor
     places = np.flatnonzero(flat > _least_logit(score_threshold))
     scores = _sigmoid(flat[places])
-    real = (scores > score_threshold) & ~np.isnan(boxes).any(1)[places % count]
+    real = (scores > score_threshold) & ~np.isnan(boxes).any(1)[places % len(boxes)]
     places, scores = places[real], scores[real]
-    visible = _areas(clipped) > 0  # NaN fails
     suppressed = functools.partial(_suppressed, boxes, visible, iou_threshold, max_per_class, max_total)
     # In most photos the best scores hold all boxes of the result, and sorting them alone is faster.
     most, chosen, complete = 20 * max_total, None, False
@@ -253,10 +236,7 @@ def _postprocess_image(encodings, logits, window, anchors, score_threshold, iou_
     if not complete:
         best = np.argsort(-scores, kind="stable")
         chosen, _ = suppressed(places[best])
-    chosen = best[chosen]
-    corners = clipped[places[chosen] % count]
-    relative = np.concatenate([corners[:, :2] - low, corners[:, 2:] - low], axis=1) / np.tile(high - low, 2)
-    return relative, scores[chosen], places[chosen] // count
+    return places[best[chosen]], scores[best[chosen]]
 
 
 def _least_logit(score: float) -> float:
@@ -264,26 +244,10 @@ def _least_logit(score: float) -> float:
     return -np.inf if score == 0 else np.inf if score == 1 else np.log(score / (1 - score)) - 1e-3
 
 
-def _decoded(encodings, anchors):
-    """`boxes.decode_boxes` in NumPy."""
-    size = anchors[:, 2:] - anchors[:, :2]
-    centre = anchors[:, :2] + size / 2
-    centre = encodings[:, :2] / np.float32(CENTRE_SCALE) * size + centre
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = np.exp(encodings[:, 2:] / np.float32(SIZE_SCALE)) * size / 2
-        return np.concatenate([centre - half, centre + half], axis=1)
-
-
 def _sigmoid(logits):
-    with np.errstate(over="ignore"):
-        scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
     scores[logits >= _SATURATED] = 1
     return scores
-
-
-def _areas(boxes):
-    with np.errstate(invalid="ignore"):
-        return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _suppressed(boxes, visible, iou_threshold, max_per_class, max_total, places):
@@ -304,30 +268,18 @@ def _suppressed(boxes, visible, iou_threshold, max_per_class, max_total, places)
     for start in range(0, len(places), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(places)))
         others = np.concatenate([np.array(chosen, np.intp), block])
-        overlaps = _overlap_more(boxes[anchors[block]], boxes[anchors[others]], iou_threshold)
+        overlaps = intersection_over_union(boxes[anchors[block]], boxes[anchors[others]]) > np.float32(iou_threshold)
         overlaps &= classes[block, None] == classes[others]
         dropped, among = overlaps[:, : len(chosen)].any(1), overlaps[:, len(chosen) :]
-        for i, (kind, seen) in enumerate(zip(classes[block].tolist(), visible[anchors[block]].tolist(), strict=True)):
-            number = per_class.get(kind, 0)
+        for i, (label, seen) in enumerate(zip(classes[block].tolist(), visible[anchors[block]].tolist(), strict=True)):
+            number = per_class.get(label, 0)
             if dropped[i] or number == max_per_class:
                 continue
             dropped |= among[i]
-            per_class[kind] = number + 1
+            per_class[label] = number + 1
             chosen.append(start + i)
             if seen:
                 shown.append(start + i)
                 if len(shown) == max_total:
                     return np.array(shown, np.intp), True
     return np.array(shown, np.intp), False
-
-
-def _overlap_more(boxes, others, threshold: float):
-    """Bool (N, M): whether intersection over union is above the threshold; False for boxes without area."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    sides = np.maximum(high - low, 0)
-    common = sides[..., 0] * sides[..., 1]
-    areas, other_areas = _areas(boxes), _areas(others)
-    union = areas[:, None] + other_areas[None] - common
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (common / union > np.float32(threshold)) & (areas[:, None] > 0) & (other_areas[None] > 0)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -44,8 +43,8 @@ class Measurement:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    images_per_second: float  # of `stream`, all threads busy with images of their own
-    cold_start_s: float | None  # a process of its own, from its start to its first answer
+    images_per_second: float  # of `stream`, which keeps all threads busy
+    cold_start_s: float | None  # of a new process, from its start to its first answer
     memory_mb: float | None  # the most that process held, in 10 ** 6 bytes
 
 
@@ -63,61 +62,42 @@ def measure(
     Args:
         weights: as in `Classifier`.
         variants: "ENGINE PRECISION", any of `ALL_VARIANTS`; None for `VARIANTS`. An int8 file for this purpose is calibrated on
-            noise: as fast as another, but of no other use. A `.tflite` has one precision, its own, in LiteRT and OpenVINO.
+            noise: as fast as another, but of no other use. A `.tflite` runs in its one precision, in LiteRT and OpenVINO.
         threads: numbers of threads; None for 1 and all cores.
         rounds: calls of each variant.
-        cold: whether to measure cold starts and memory too, each in a process of its own.
+        cold: whether to measure cold starts and memory too, each in a new process.
         on_message: called with a sentence before work that takes long.
 
     Raises:
         ValueError: an unknown variant, or one that a `.tflite` does not have; fewer than 1 round or thread.
     """
-    variants = _checked_variants(weights, variants)
+    possible, default = ALL_VARIANTS, VARIANTS
+    if path_of(weights).suffix == ".tflite":
+        precision = precision_of(litert_content(weights))
+        possible, default = (f"litert {precision}", f"openvino {precision}"), (f"litert {precision}",)
+    variants = variants or default
+    if unknown := [variant for variant in variants if variant not in possible]:
+        raise ValueError(f"variant {unknown[0]!r}: of {weights} expected any of {', '.join(possible)}.")
     whole_number("rounds", rounds)
     threads = [whole_number("threads", count) for count in threads or sorted({1, os.cpu_count() or 1})]
     on_message = on_message or (lambda _: None)
     with tempfile.TemporaryDirectory(prefix="mnv2-bench-") as folder, contextlib.ExitStack() as stack:
-        cases = []
-        for variant in variants:
-            engine, precision = variant.split()
+        cases = []  # (engine, precision, threads, file); the threads of Keras are its backend's
+        for engine, precision in (variant.split() for variant in variants):
             file = prepared_file(weights, engine, precision, Path(folder), on_message)
-            for count in [0] if engine == "keras" else threads:
-                classifier = stack.enter_context(Classifier(file, engine, count or None))
-                cases.append(_Case(engine, precision, count, file, classifier))
-        photo = np.random.default_rng(0).integers(0, 256, (*cases[0].classifier.size, 3), dtype=np.uint8)
+            cases += [(engine, precision, count, file) for count in ([None] if engine == "keras" else threads)]
+        classifiers = [stack.enter_context(Classifier(file, engine, count)) for engine, _, count, file in cases]
+        photo = np.random.default_rng(0).integers(0, 256, (*classifiers[0].size, 3), dtype=np.uint8)
         on_message(f"Measuring {rounds} rounds.")
-        times = _interleaved([partial(case.classifier.predict, photo) for case in cases], rounds)
-        return [_measured(case, taken, photo, cold, Path(folder)) for case, taken in zip(cases, times, strict=True)]
-
-
-class _Case(NamedTuple):
-    """What is measured; 0 threads are the backend's own."""
-
-    engine: str
-    precision: str
-    threads: int
-    file: str
-    classifier: Classifier
-
-
-def _checked_variants(weights, variants: Sequence[str] | None) -> Sequence[str]:
-    possible, usual = ALL_VARIANTS, VARIANTS
-    if path_of(weights).suffix == ".tflite":
-        own = precision_of(litert_content(weights))
-        possible, usual = (f"litert {own}", f"openvino {own}"), (f"litert {own}",)
-    variants = usual if variants is None else variants
-    if unknown := [variant for variant in variants if variant not in possible]:
-        raise ValueError(f"variant {unknown[0]!r}: of {weights} expected any of {', '.join(possible)}.")
-    return variants
-
-
-def _measured(case: _Case, taken: list[float], photo: np.ndarray, cold: bool, folder: Path) -> Measurement:
-    """The figures of a case whose calls took `taken` seconds."""
-    speed = _throughput(case.classifier, photo, len(taken))
-    start, memory = _cold_start(case, folder) if cold else (None, None)
-    p50, p90, p99 = (float(np.percentile(taken, p)) * 1e3 for p in (50, 90, 99))
-    threads = case.threads or os.cpu_count() or 1
-    return Measurement(case.engine, case.precision, threads, p50, p90, p99, speed, start, memory)
+        seconds = _interleaved([partial(classifier.predict, photo) for classifier in classifiers], rounds)
+        measurements = []
+        for (engine, precision, count, file), classifier, row in zip(cases, classifiers, seconds, strict=True):
+            speed = _throughput(classifier, photo, rounds)
+            start, memory = _cold_start(file, engine, count, Path(folder)) if cold else (None, None)
+            percentiles = (np.percentile(row, (50, 90, 99)) * 1e3).tolist()
+            count = count or os.cpu_count() or 1
+            measurements.append(Measurement(engine, precision, count, *percentiles, speed, start, memory))
+        return measurements
 
 
 def prepared_file(weights, engine: str, precision: str, folder: Path, on_message) -> str:
@@ -155,18 +135,17 @@ def precision_of(content: bytes) -> str:
     return "dynamic" if "int8" in stored else "float16" if "float16" in stored else "float32"
 
 
-def _interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
-    """Seconds of each call of each function; the functions take turns."""
+def _interleaved(calls: Sequence[Callable], rounds: int) -> np.ndarray:
+    """Seconds (calls, rounds) of each call of each function; the functions take turns."""
     for call in calls:
         for _ in range(_WARM_UP):
             call()
-    taken: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, times in zip(calls, taken, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return taken
+    seconds = np.zeros((len(calls), rounds))
+    for place in np.ndindex(rounds, len(calls)):
+        start = time.perf_counter()
+        calls[place[1]]()
+        seconds[place[::-1]] = time.perf_counter() - start
+    return seconds
 
 
 def _throughput(classifier: Classifier, photo: np.ndarray, rounds: int) -> float:
@@ -192,37 +171,33 @@ else:
 """
 
 
-def _cold_start(case: _Case, folder: Path) -> tuple[float, float]:
+def _cold_start(file: str, engine: str, threads: int | None, folder: Path) -> tuple[float, float]:
     """(seconds, 10 ** 6 bytes): the median of three processes, the largest memory."""
     from PIL import Image
 
     photo = folder / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(photo)
+    command = [sys.executable, "-c", _COLD, file, engine, str(threads or 0), str(photo)]
     seconds, peaks = [], []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", _COLD, case.file, case.engine, str(case.threads), str(photo)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)
         peaks.append(int(done.stdout.split("peak")[-1]) * 1024)
     return statistics.median(seconds), max(peaks) / 1e6
 
 
-def to_csv(measured: Sequence[Measurement]) -> str:
+def to_csv(measurements: Sequence[Measurement]) -> str:
     """A row for each measurement, under the names of its fields."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [field.name for field in fields(Measurement)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(measurement) for measurement in measured)
+    writer.writerows(map(asdict, measurements))
     return out.getvalue()
 
 
-def plot(measured: Sequence[Measurement], path: str | os.PathLike) -> Path:
+def plot(measurements: Sequence[Measurement], path: str | os.PathLike) -> Path:
     """Draw the median latencies, with p90, as bars into a .png or .svg file, atomically."""
     check_figure(path)
-    latencies = {f"{row.engine} {row.precision}, {row.threads} threads": (row.p50_ms, row.p90_ms) for row in measured}
+    latencies = {f"{row.engine} {row.precision}, {row.threads} threads": (row.p50_ms, row.p90_ms) for row in measurements}
     return draw_latencies(latencies, path)

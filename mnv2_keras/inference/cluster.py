@@ -1,8 +1,8 @@
 """Millions of photos on many machines: Ray Data runs the same `Classifier`, and finished parts are never lost.
 
-The photos are cut into parts. A part goes to an actor and comes back as a Parquet file, which is written at once; when all are
-there they become one file. A killed worker costs the part it was computing, which Ray gives to another one; a killed driver costs
-nothing that was written.
+The photos are cut into parts. An actor computes each part as a Parquet file, which this process writes at once; when all parts are
+there, they become one file. If a worker is killed, Ray gives its part to another one; if this process is killed, nothing that was
+written is lost.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class ClusterRun(NamedTuple):
 
 
 class _Photo(NamedTuple):
-    """A photo, and what tells whether it is still the same."""
+    """A photo, and what shows whether it is still the same."""
 
     name: str  # in the results
     root: str  # the URI it was found under; "" for a local file
@@ -75,7 +75,7 @@ def predict_on_cluster(
     The rows are those of `Classifier.stream`, in the order of the photos: the columns `inference.results.COLUMNS`, a row for
     each of the best classes, or one with the reason for a photo that cannot be read.
 
-    Finished parts lie in `<output>.parts` until the file is written. The same call after a kill goes on from them; with other
+    Finished parts lie in `<output>.parts` until the file is written. The same call after a kill continues from them; with other
     photos, weights or options it refuses to. Ray starts on this machine, or joins the cluster that `RAY_ADDRESS` names, whose
     machines need this package and access to the photos.
 
@@ -85,11 +85,10 @@ def predict_on_cluster(
         output: the Parquet file.
         weights: as in `Classifier`; its engine is LiteRT, on one thread of each worker.
         top: how many classes to name.
-        workers: actors, of one processor each; None for all processors of the cluster.
+        workers: actors, each on one processor; None for all processors of the cluster.
         part: photos in a part; None for a 64th of them, but from 16 to 1024.
         progress: called with photos done and photos in total, after each part.
-        on_message: called with a sentence before work that takes long.
-        options: `precision`, `resolution` and `labels` of `Classifier`.
+        on_message, options: `on_message`, `precision`, `resolution` and `labels` of `Classifier`.
 
     Returns:
         The summary of the run, with the photos that were left out.
@@ -102,24 +101,22 @@ def predict_on_cluster(
     output = Path(output).expanduser()
     if output.suffix != ".parquet":
         raise ValueError(f"{output}: a cluster writes Parquet; choose a name that ends in .parquet.")
-    for name, value in (("top", top), ("workers", workers), ("part", part)):
+    for name, value in {"top": top, "workers": workers, "part": part}.items():
         if value is not None:
             whole_number(name, value)
-    ray = _ray()
-    photos = _find(images)
+    ray, photos = _ray(), _find(images)
     with Classifier(weights, threads=1, on_message=on_message, **options) as classifier:
-        # The workers have the converted file alone, not the labels beside the weights.
-        content, labels = classifier.content, list(classifier.labels)
-    work = {"content": content, "labels": labels, "top": top, "folder": str(Path.cwd())}
+        # The workers get the converted file, without the labels next to the weights.
+        work = {"content": classifier.content, "labels": list(classifier.labels), "top": top, "folder": str(Path.cwd())}
     size = part or min(max(len(photos) // 64, 16), 1024)
     parts = [photos[i : i + size] for i in range(0, len(photos), size)]
     folder = output.with_name(f"{output.name}.parts")
     files = [folder / f"{i:06d}.parquet" for i in range(len(parts))]
     _claim(folder, photos, size, work)
-    missing = {i: part for i, part in enumerate(parts) if not _readable(files[i])}
+    missing = {i: part for i, part in enumerate(parts) if not _is_complete(files[i])}
     done = len(photos) - sum(map(len, missing.values()))
     if missing:
-        with _connected(ray, workers), _ray_errors_as_sentences(ray, folder):
+        with _connected(ray, workers, folder):
             for i, content in _computed(ray, missing, workers, work):
                 write_bytes(files[i], content)
                 done += len(parts[i])
@@ -162,11 +159,11 @@ def _find_remote(uri: str) -> list[_Photo]:
 
     files, base = _file_system(uri)
     try:
-        about = files.get_file_info(base)
-        if about.type == fs.FileType.NotFound:
+        entries = [files.get_file_info(base)]
+        if entries[0].type == fs.FileType.Directory:
+            entries = files.get_file_info(fs.FileSelector(base, recursive=True))
+        elif entries[0].type == fs.FileType.NotFound:
             raise FileNotFoundError(f"There is no image or folder {uri}: check the address.")
-        is_folder = about.type == fs.FileType.Directory
-        entries = files.get_file_info(fs.FileSelector(base, recursive=True)) if is_folder else [about]
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -201,11 +198,7 @@ def _file_system(uri: str):
 
 
 def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
-    """Create the folder of the parts, or check that it belongs to the same work.
-
-    Raises:
-        ValueError: its parts are those of other photos, weights or options.
-    """
+    """Create the folder of the parts, or check that they are of the same photos, weights and options."""
     digest = hashlib.sha256()
     for photo in photos:
         digest.update(json.dumps(photo).encode())
@@ -224,7 +217,7 @@ def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
         write_bytes(about, json.dumps(identity, indent=1).encode())
         return
     except ValueError:
-        earlier = {}
+        earlier = None
     earlier = earlier if isinstance(earlier, dict) else {}
     if differing := [name for name in identity if earlier.get(name) != identity[name]]:
         raise ValueError(
@@ -232,8 +225,8 @@ def _claim(folder: Path, photos: list[_Photo], size: int, work: dict) -> None:
         )
 
 
-def _readable(path: Path) -> bool:
-    """Whether a part exists and is complete."""
+def _is_complete(path: Path) -> bool:
+    """Whether a part exists and can be read to its end."""
     from pyarrow import ArrowException, parquet
 
     try:
@@ -243,44 +236,31 @@ def _readable(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _connected(ray, workers: int | None) -> Iterator[None]:
+def _connected(ray, workers: int | None, folder: Path) -> Iterator[None]:
     """A connection to Ray: the caller's own, that of `RAY_ADDRESS`, or one to processes that run until the block ends."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        processors = max(workers or 1, os.cpu_count() or 1)
-        ray.init("local", num_cpus=processors, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _ray_errors_as_sentences(ray, folder: Path) -> Iterator[None]:
+    own = not ray.is_initialized()
+    if own:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        here = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        here["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
+        ray.init(**({} if os.environ.get("RAY_ADDRESS") else here), log_to_driver=False, logging_level="error")
     try:
         yield
     except ray.exceptions.RayError as error:
         cause = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
         raise OSError(
-            f"Ray stopped ({cause}): finished parts are kept in {folder}, and the same command goes on from them."
+            f"Ray stopped ({cause}): finished parts are kept in {folder}, and the same command continues from them."
         ) from error
+    finally:
+        if own:
+            ray.shutdown()
 
 
 def _computed(ray, missing: dict[int, list[_Photo]], workers: int | None, work: dict) -> Iterator[tuple[int, bytes]]:
     """(number, Parquet file) of each part, as they are finished."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    rows = [
-        {"part": i, "names": [p.name for p in part], "roots": [p.root for p in part], "paths": [p.path for p in part]}
-        for i, part in missing.items()
-    ]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [{"part": i, "photos": [photo._asdict() for photo in part]} for i, part in missing.items()]
     # One block for each part: a task is a part then, and its result comes back as soon as it is computed.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
@@ -313,28 +293,26 @@ class _Worker:
         content = []
         for row in batch.to_pylist():
             part = io.BytesIO()
-            write_parquet(rows_of(self._results(row)), part)
+            write_parquet(rows_of(self._results([_Photo(**photo) for photo in row["photos"]])), part)
             content.append(part.getvalue())
         return pyarrow.table({"part": batch["part"], "content": pyarrow.array(content, pyarrow.binary())})
 
-    def _results(self, row: dict) -> Iterator[Classification]:
+    def _results(self, photos: list[_Photo]) -> Iterator[Classification]:
         """In the order of the photos; remote ones are read here while others are computed."""
-        unread: dict[int, OSError] = {}
+        unread: dict[str, OSError] = {}
 
-        def sources():
-            for i, (name, root, path) in enumerate(zip(row["names"], row["roots"], row["paths"], strict=True)):
-                if not root:
-                    yield name
-                    continue
-                try:
-                    with _file_system(root)[0].open_input_stream(path) as file:
-                        yield file.read()
-                except OSError as error:
-                    unread[i] = error
-                    yield b""
+        def source(photo: _Photo):
+            if not photo.root:
+                return photo.name
+            try:
+                with _file_system(photo.root)[0].open_input_stream(photo.path) as file:
+                    return file.read()
+            except OSError as error:
+                unread[photo.name] = error
+                return b""
 
-        for i, (name, result) in enumerate(zip(row["names"], self.classifier.stream(sources(), self.top), strict=True)):
-            yield Classification(name, result.predictions, unread.get(i, result.error))
+        for photo, result in zip(photos, self.classifier.stream(map(source, photos), self.top), strict=True):
+            yield Classification(photo.name, result.predictions, unread.get(photo.name, result.error))
 
 
 def _join(files: list[Path], output: Path) -> dict[str, str]:
@@ -347,8 +325,8 @@ def _join(files: list[Path], output: Path) -> dict[str, str]:
             for part in files:
                 table = parquet.read_table(part)
                 writer.write_table(table)
-                for row in table.filter(compute.is_valid(table["error"])).to_pylist():
-                    broken[row["photo"]] = row["error"]
+                unread = table.filter(compute.is_valid(table["error"])).to_pylist()
+                broken |= {row["photo"]: row["error"] for row in unread}
     except OSError as error:
         raise OSError(
             f"{output} cannot be written ({error.strerror or error}): its parts are kept in {files[0].parent}."

@@ -1,8 +1,8 @@
 """The `.tflite` file made from weights: converted once, kept in the cache under a hash, used again without TensorFlow.
 
-It is `<cache>/litert/<key>.tflite`; the key is the SHA-256 of everything that decides its content. Beside it `<key>.json` holds
-the SHA-256 of the file; a file that does not agree with it is not used. `python -m mnv2_keras.inference.model_cache FOLDER` is
-the subprocess that converts, so that TensorFlow's 700 MB never enter the user's process.
+It is `<cache>/litert/<key>.tflite`; the key is the SHA-256 of everything that decides its content. `<key>.json` holds the SHA-256
+of the file; a file that does not agree with it is not used. `python -m mnv2_keras.inference.model_cache FOLDER` is the subprocess
+that converts, so that TensorFlow's 700 MB never enter the user's process.
 """
 
 import glob
@@ -13,12 +13,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mnv2_keras import __version__
 from mnv2_keras.atomic import write_bytes
 from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
+from mnv2_keras.checks import one_of
 from mnv2_keras.subprocess_job import follow_parent, run_child
 
 log = logging.getLogger("mnv2_keras")
@@ -28,6 +30,7 @@ _FORMAT = 3
 
 #: Precisions that need nothing but the weights; int8 needs photos, so `export_litert` makes it.
 PRECISIONS = ("float32", "float16", "dynamic")
+_INT8 = ". For int8, which needs photos to calibrate on, write a file with export_litert (`mnv2 export`) and give it as the weights"
 
 
 def litert_content(
@@ -53,59 +56,40 @@ def litert_content(
     """
     path = path_of(weights)
     if path.suffix == ".tflite":
-        return _own_file(path, precision, resolution)
-    check_precision(precision)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
+        if precision != "float32" or resolution is not None:
+            raise ValueError(
+                f"{path} is a .tflite with a precision and a resolution of its own: leave both out, or give its weights."
+            )
+        return path.read_bytes()
+    one_of("precision", precision, PRECISIONS, _INT8)
     digest = digest_of_files(path, str(weights))
     # Without the task for a classifier: files that the release before converted are found.
-    tasks = [] if task == "classification" else [task]
-    parts = [digest, precision, str(resolution), __version__, str(_FORMAT), *tasks]
+    parts = [digest, precision, str(resolution), __version__, str(_FORMAT), *([task] * (task != "classification"))]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     content = _cached(key)
     if content is not None:
         return content
-    if not path.exists() and str(weights) in (record.name for record in _registered()):
+    if not path.exists() and _record(str(weights)):
         from mnv2_keras.fetch import fetch_checkpoint
 
         fetch_checkpoint(str(weights))  # in this process, where its progress can be seen
-    (on_message or _to_stderr)(
-        f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache."
-    )
+    on_message = on_message or partial(print, file=sys.stderr, flush=True)
+    on_message(f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache.")
     content = _converted(weights, precision, resolution, task)
-    _store(key, content)
+    file, record = _cache_files(key)
+    about = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
+    if not (_write(file, content) and _write(record, about)):
+        log.warning("The cache folder %s cannot keep the converted model: it is converted each time.", file.parent)
     return content
 
 
-def _to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
-def _registered():
+def _record(name: str):
+    """The published checkpoint of a name, or None."""
     from mnv2_keras.registry import list_checkpoints
 
-    return list_checkpoints()
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that weights alone do not give.
-
-    Raises:
-        ValueError: it is none of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision is {precision!r}: expected {', '.join(PRECISIONS)}. For int8, which needs photos to calibrate on, write a "
-            "file with export_litert (`mnv2 export`) and give it as the weights."
-        )
-
-
-def _own_file(path: Path, precision: str, resolution: int | None) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
-    if precision != "float32" or resolution is not None:
-        raise ValueError(
-            f"{path} is a .tflite with a precision and a resolution of its own: leave both out, or give its weights."
-        )
-    return path.read_bytes()
+    return next((record for record in list_checkpoints() if record.name == name), None)
 
 
 def path_of(weights: str | os.PathLike) -> Path:
@@ -117,7 +101,7 @@ def path_of(weights: str | os.PathLike) -> Path:
 def digest_of_files(path: Path, name: str) -> str:
     """SHA-256 of local weights, or the published one of a registered name."""
     if not path.exists() and not Path(f"{path}.index").exists():
-        record = next((record for record in _registered() if record.name == name), None)
+        record = _record(name)
         if record is None:
             raise FileNotFoundError(
                 f"weights: {path} does not exist, and no checkpoint is called so: give a file, a folder or a name of `mnv2 list`."
@@ -127,17 +111,14 @@ def digest_of_files(path: Path, name: str) -> str:
         from mnv2_keras.fetch import fetch_checkpoint
 
         path = fetch_checkpoint(name)
-    if path.is_file():
-        base, files = path.parent, [path]
-    elif path.is_dir():
+    if path.is_dir():
         # A folder's checkpoint may lie one folder deeper (`open_checkpoint`); links are followed, as there.
-        base, files = path, sorted(file for part in ("*", "*/*") for file in path.glob(part) if file.is_file())
-    else:
-        base, files = path.parent, sorted(path.parent.glob(f"{glob.escape(path.name)}.*"))
-    return _remembered_digest(base, files)
+        return _digest(path, sorted(file for part in ("*", "*/*") for file in path.glob(part) if file.is_file()))
+    is_prefix = not path.is_file()
+    return _digest(path.parent, sorted(path.parent.glob(f"{glob.escape(path.name)}.*")) if is_prefix else [path])
 
 
-def _remembered_digest(base: Path, files: list[Path]) -> str:
+def _digest(base: Path, files: list[Path]) -> str:
     """SHA-256 over contents and names below `base`; computed again only when a path, a size or a time of change differs."""
     states = [(path, path.stat()) for path in files]
     identity = repr([(str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino) for path, state in states])
@@ -156,28 +137,25 @@ def _remembered_digest(base: Path, files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def _cached(key: str) -> bytes | None:
-    """The file in the cache; None when it is absent, cannot be read, or does not have the hash beside it."""
+def _cache_files(key: str) -> tuple[Path, Path]:
+    """The converted file, and the record of its hash."""
     folder = cache_folder() / "litert"
+    return folder / f"{key}.tflite", folder / f"{key}.json"
+
+
+def _cached(key: str) -> bytes | None:
+    """The file in the cache; None when it is absent, cannot be read, or does not have the recorded hash."""
+    file, record = _cache_files(key)
     try:
-        content = (folder / f"{key}.tflite").read_bytes()
-        record = json.loads((folder / f"{key}.json").read_text())
-        if record["sha256"] == hashlib.sha256(content).hexdigest():
+        content = file.read_bytes()
+        if json.loads(record.read_text())["sha256"] == hashlib.sha256(content).hexdigest():
             return content
         log.warning("%s in the cache is damaged: it is converted again.", key)
     except FileNotFoundError:
-        return None
+        pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s in the cache cannot be used (%s): it is converted again.", key, error)
     return None
-
-
-def _store(key: str, content: bytes) -> None:
-    """Put a file into the cache."""
-    folder = cache_folder() / "litert"
-    record = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
-    if not (_write(folder / f"{key}.tflite", content) and _write(folder / f"{key}.json", record)):
-        log.warning("The cache folder %s cannot keep the converted model: it is converted each time.", folder)
 
 
 def _write(path: Path, data: bytes) -> bool:
@@ -205,17 +183,17 @@ def _converted(weights: str | os.PathLike, precision: str, resolution: int | Non
 
 def _convert_job(folder: Path) -> None:
     """In the subprocess: convert what the job names. An error that the user can correct is written down as a sentence."""
-    job = json.loads(Path(folder, "job.json").read_text())
-    try:
-        from mnv2_keras.conversion import open_model
+    from mnv2_keras.conversion import open_model
 
+    job = json.loads((folder / "job.json").read_text())
+    try:
         size = None if job["resolution"] is None else (job["resolution"],) * 2
         model, _ = open_model(job["weights"], size=size)
         content = model_content(model, job["precision"], job["task"], job["weights"], here=True)
     except (ValueError, OSError) as error:
-        Path(folder, "failure.txt").write_text(str(error))
-        return
-    Path(folder, "model.tflite").write_bytes(content)
+        (folder / "failure.txt").write_text(str(error))
+    else:
+        (folder / "model.tflite").write_bytes(content)
 
 
 def model_content(
@@ -225,8 +203,7 @@ def model_content(
 
     Args:
         model: a `keras.Model`.
-        precision: one of `PRECISIONS`.
-        task: as in `litert_content`.
+        precision, task: as in `litert_content`.
         name: what messages call the model; None for its own name.
         here: convert in this very process, which clears the model's dead channels; otherwise in a subprocess.
 
@@ -238,16 +215,17 @@ def model_content(
     from mnv2_keras.inference.task_networks import task_network
     from mnv2_keras.tflite import add_metadata
 
-    check_precision(precision)
+    one_of("precision", precision, PRECISIONS, _INT8)
     network, size = task_network(model, task, name or repr(model.name))
+    channels = model.input_shape[-1]
     if here:
-        content = with_signature(*convert_here(network, precision, [1, *size, model.input_shape[-1]]))
+        content = with_signature(*convert_here(network, precision, [1, *size, channels]))
         check_operators(content, model.name)
     else:
         content = convert_litert(network, precision, resolution=size)
     if task != "classification":
         return content
-    metadata = classifier_metadata(name=model.name, image=image_input(channels=model.input_shape[-1]))
+    metadata = classifier_metadata(name=model.name, image=image_input(channels=channels))
     if len(network.outputs) > 1:
         outputs = metadata.about["subgraph_metadata"][0]["output_tensor_metadata"]
         outputs.append({"name": "features", "description": "Pooled features."})

@@ -31,11 +31,9 @@ def task_network(model, task: str, name: str):
     size = model.input_shape[1:3]
     if task == "segmentation":
         size = tuple(side or SEGMENTER_SIDE for side in size)
-    elif None in size:
+    if None in size:
         remedy = (
-            "pass resolution, such as resolution=224"
-            if task == "classification"
-            else "build it with the input_shape that it shall get"
+            "pass resolution, such as resolution=224" if task == "classification" else "build it with an input_shape"
         )
         raise ValueError(f"{name} takes images of any size: {remedy}.")
     return keras.Model(model.input, outputs, name=model.name), size
@@ -44,7 +42,7 @@ def task_network(model, task: str, name: str):
 def _classifier(model, name: str) -> list:
     if not isinstance(model.output_shape, tuple) or len(model.output_shape) != 2:
         raise ValueError(
-            f"{name} gives {model.output_shape}, no scores of classes: expected a classifier, (B, H, W, C) to (B, classes)."
+            f"{name} gives {model.output_shape}, not scores of classes: expected a classifier, (B, H, W, C) to (B, classes)."
         )
     return [model.output, *(layer.output for layer in model.layers if layer.name == "global_pool")]
 
@@ -59,8 +57,7 @@ def _detector(model, name: str) -> list:
 def _segmenter(model, name: str) -> list:
     from mnv2_keras.layers import ArgMax
 
-    shape = model.input_shape
-    output = None
+    shape, output, size = model.input_shape, None, None
     if isinstance(shape, tuple) and len(shape) == 4 and shape[3] == 3 and isinstance(model.output_shape, tuple):
         size = tuple(side or SEGMENTER_SIDE for side in shape[1:3])
         output = tuple(model.compute_output_shape((1, *size, 3)))

@@ -3,7 +3,6 @@
 What needs no Ray is tested everywhere, with the actor at work in this process; the rest is marked `ray` (`make test-ray`).
 """
 
-import contextlib
 import csv
 import json
 import os
@@ -64,23 +63,21 @@ class ClusterError(Exception):
 
 @pytest.fixture
 def here(monkeypatch):
-    """No Ray: the actor works in this process, part by part. Returns the numbers of the parts it was given."""
-    given = []
+    """No Ray: the actor works in this process, part by part. Returns the numbers of the parts that it computed."""
+    numbers = []
 
     def computed(ray, missing, workers, work):
         actor = cluster._Worker(**work)
         for number, part in missing.items():
-            given.append(number)
-            names, roots, paths, *_ = map(list, zip(*part, strict=True))
-            (done,) = actor(
-                pyarrow.table({"part": [number], "names": [names], "roots": [roots], "paths": [paths]})
-            ).to_pylist()
-            yield done["part"], done["content"]
+            numbers.append(number)
+            table = pyarrow.table({"part": [number], "photos": [[photo._asdict() for photo in part]]})
+            (row,) = actor(table).to_pylist()
+            yield row["part"], row["content"]
 
-    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(exceptions=SimpleNamespace(RayError=ClusterError)))
-    monkeypatch.setattr(cluster, "_connected", lambda *_: contextlib.nullcontext())
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=ClusterError), is_initialized=lambda: True)
+    monkeypatch.setattr(cluster, "_ray", lambda: ray)
     monkeypatch.setattr(cluster, "_computed", computed)
-    return given
+    return numbers
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch, capsys, photos, tmp_path):
