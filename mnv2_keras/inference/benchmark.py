@@ -199,5 +199,6 @@ def to_csv(measurements: Sequence[Measurement]) -> str:
 def plot(measurements: Sequence[Measurement], path: str | os.PathLike) -> Path:
     """Draw the median latencies, with p90, as bars into a .png or .svg file, atomically."""
     check_figure(path)
-    latencies = {f"{row.engine} {row.precision}, {row.threads} threads": (row.p50_ms, row.p90_ms) for row in measurements}
-    return draw_latencies(latencies, path)
+    names = [f"{row.engine} {row.precision}, {row.threads} threads" for row in measurements]
+    latencies = [(row.p50_ms, row.p90_ms) for row in measurements]
+    return draw_latencies(dict(zip(names, latencies, strict=True)), path)
