@@ -109,7 +109,7 @@ def shapes_folder(tmp_path) -> Path:
     """A folder with photos/ and masks/ of three drawn pictures."""
     from PIL import Image
 
-    from mnv2_keras.data.segmentation_shapes import DrawnShapes
+    from mnv2_keras.data.drawn_shapes import DrawnShapes
     from mnv2_keras.masks import save_mask
 
     (tmp_path / "photos").mkdir()

@@ -9,7 +9,7 @@ from mnv2_keras.boxes import intersection_over_union
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.transfer import load_arrays
-from mnv2_keras.data.detection_shapes import draw_shapes
+from mnv2_keras.data.drawn_shapes import draw_shapes
 from mnv2_keras.export.detection import add_postprocessing, export_detector
 from mnv2_keras.tflite import open_interpreter, read_metadata
 

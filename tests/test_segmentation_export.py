@@ -8,7 +8,7 @@ import pytest
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2, convert_checkpoint
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
-from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.export.segmentation import export_segmenter
 from mnv2_keras.images import read_image
 from mnv2_keras.labels import voc_labels

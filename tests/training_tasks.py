@@ -21,8 +21,7 @@ from mnv2_keras import (
 from mnv2_keras.architecture import detector, make_plan, segmenter
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.data.detection import detection_batches
-from mnv2_keras.data.detection_shapes import drawn_shapes
-from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.data.drawn_shapes import DrawnShapes, drawn_shapes
 from mnv2_keras.training.classification import build
 from mnv2_keras.training.detection_augmentation import augmentation
 from mnv2_keras.training.step import building

@@ -39,7 +39,7 @@ class BoxData:
                 "Name one source of images with boxes: --annotations with --images, or --tfds NAME, or --shapes."
             )
         if self.shapes:
-            from mnv2_keras.data.detection_shapes import drawn_shapes
+            from mnv2_keras.data.drawn_shapes import drawn_shapes
 
             side = model.input_shape[1] if model is not None else side
             return drawn_shapes(300, side, held_out=True) if held_out else drawn_shapes(6000, side)
@@ -90,7 +90,7 @@ class MaskData:
                 "Name one source of photos with masks: --photos FOLDER --masks FOLDER, or --tfds NAME, or --shapes."
             )
         if self.shapes:
-            from mnv2_keras.data.segmentation_shapes import DrawnShapes
+            from mnv2_keras.data.drawn_shapes import DrawnShapes
 
             return DrawnShapes(300, side, seed=1) if held_out else DrawnShapes(100_000, side)
         from mnv2_keras.data.segmentation import photos_and_masks, tfds_photos_and_masks

@@ -37,7 +37,7 @@ def evaluate(
     pairs = source.read(split, classes, side=min(segmenter.size), held_out=True)
     names = segmenter.names
     if source.shapes:
-        from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES as names
+        from mnv2_keras.data.drawn_shapes import SHAPE_NAMES as names
     from rich.progress import Progress
 
     with Progress(console=err, transient=True) as progress:

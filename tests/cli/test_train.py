@@ -20,8 +20,8 @@ from mnv2_keras.cli import evaluate, train
 from mnv2_keras.cli.console import print_skipped
 from mnv2_keras.cli.finetune import finetune
 from mnv2_keras.cli.train import training_bar
-from mnv2_keras.data import detection_shapes
-from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.data import drawn_shapes as shapes
+from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.inference.segmenter import Segmenter
 from mnv2_keras.training import classification, recipes
@@ -32,10 +32,10 @@ run = CliRunner().invoke
 @pytest.fixture(autouse=True, scope="module")
 def quick():
     """Short networks, a dozen drawn images, and no switch that would hold for all tests of this process."""
-    draw = detection_shapes.drawn_shapes
+    draw = shapes.drawn_shapes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
-        patch.setattr(detection_shapes, "drawn_shapes", lambda count, *sizes, **options: draw(12, *sizes, **options))
+        patch.setattr(shapes, "drawn_shapes", lambda count, *sizes, **options: draw(12, *sizes, **options))
         for module in (detector, segmenter):
             patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
         yield

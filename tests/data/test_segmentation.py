@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from mnv2_keras import build_deeplabv3_mobilenetv2
+from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.data.segmentation import (
     _TfdsPairs,
     augmented,
@@ -13,7 +14,6 @@ from mnv2_keras.data.segmentation import (
     tfds_photos_and_masks,
     training_batches,
 )
-from mnv2_keras.data.segmentation_shapes import SHAPE_NAMES, DrawnShapes
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
 from mnv2_keras.masks import read_mask, save_mask
@@ -88,20 +88,6 @@ def test_each_pass_has_an_order_of_its_own(shapes_folder):
 
 
 # Where photos and masks come from
-
-
-def test_drawn_shapes():
-    shapes = DrawnShapes(60, 65)
-    pictures = list(shapes)
-    assert len(pictures) == len(shapes) == 60
-    for picture, mask in pictures:
-        assert picture.shape == (65, 65, 3)
-        assert picture.dtype == mask.dtype == np.uint8
-        assert mask.max() < len(SHAPE_NAMES)
-    np.testing.assert_array_equal(pictures[5][0], shapes.draw(5)[0])
-    assert not np.array_equal(pictures[5][0], DrawnShapes(60, 65, seed=1).draw(5)[0])
-    shares = np.bincount(np.concatenate([mask.ravel() for _, mask in pictures])) / (60 * 65 * 65)
-    assert (shares > 0.03).all()
 
 
 def test_folder(shapes_folder):

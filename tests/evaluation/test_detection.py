@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mnv2_keras import ssd_anchors
 from mnv2_keras.cli.main import command_line
 from mnv2_keras.data.detection import DetectionData, DetectionExample, read_coco
-from mnv2_keras.data.detection_shapes import drawn_shapes
+from mnv2_keras.data.drawn_shapes import drawn_shapes
 from mnv2_keras.evaluation.detection import coco_results, evaluate_detector
 from mnv2_keras.training.detection_loss import assign_targets
 
@@ -95,11 +95,9 @@ def test_classes_must_be_the_same(model):
 @pytest.fixture
 def few_shapes(monkeypatch):
     """Twelve images wherever the commands draw thousands."""
-    from mnv2_keras.data import detection_shapes
+    from mnv2_keras.data import drawn_shapes as shapes
 
-    monkeypatch.setattr(
-        detection_shapes, "drawn_shapes", lambda count, side, held_out=False: drawn_shapes(12, side, held_out)
-    )
+    monkeypatch.setattr(shapes, "drawn_shapes", lambda count, side, held_out=False: drawn_shapes(12, side, held_out))
 
 
 def test_the_evaluation_command(model, tmp_path, few_shapes):

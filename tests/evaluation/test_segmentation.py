@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
-from mnv2_keras.data.segmentation_shapes import DrawnShapes
+from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.evaluation.segmentation import ConfusionMatrix, evaluate_segmenter
 
 

@@ -10,7 +10,7 @@ from training_tasks import DETECTION, detection_data, small_detector
 
 from mnv2_keras import DetectionRecipe, build_ssdlite_mobilenetv2
 from mnv2_keras.data.detection import detection_batches
-from mnv2_keras.data.detection_shapes import drawn_shapes
+from mnv2_keras.data.drawn_shapes import drawn_shapes
 from mnv2_keras.evaluation.detection import evaluate_detector
 from mnv2_keras.inference.detector import Detector
 from mnv2_keras.training.detection import PAPER, SHAPES, train_detector

@@ -11,11 +11,11 @@ from training_tasks import small_segmenter
 from mnv2_keras import build_deeplabv3_mobilenetv2
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
+from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.data.segmentation import (
     photos_and_masks,
     training_batches,
 )
-from mnv2_keras.data.segmentation_shapes import DrawnShapes
 from mnv2_keras.masks import save_mask
 from mnv2_keras.training.segmentation import (
     SegmentationLoss,
