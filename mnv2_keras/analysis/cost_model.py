@@ -7,6 +7,7 @@ values. `close` then knows when each tensor is needed for the last time, and so 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mnv2_keras.architecture import Convolution
 from mnv2_keras.checks import image_shape, one_of, whole_number
@@ -31,16 +32,11 @@ def known_shape(input_shape: object) -> Shape:
 
 
 def output_size(size: int, stride: int) -> int:
-    """Steps of a convolution along one side: ceil(size / stride).
-
-    TensorFlow's SAME is defined so. Explicit padding adds k_eff - 1, which makes it floor((size - 1) / stride) + 1: the
-    same number for every size.
-    """
+    """Steps of a convolution along one side: ceil(size / stride), with SAME as with explicit padding."""
     return -(-size // stride)
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor of a walk: (height, width, channels) of one image, and the buffers that hold it."""
 
     shape: Shape
@@ -49,40 +45,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Operation:
-    """One convolution, pooling, resizing or addition, for one image.
+    """One convolution, pooling, resizing or addition, for one image."""
 
-    Attributes:
-        name: TF-Slim scope, such as `expanded_conv_3/expand`.
-        kind: "convolution", "depthwise", "pool", "resize" or "add".
-        input_shape, output_shape: (height, width, channels).
-        kernel: side of the kernel; 0 where there is none.
-        stride, rate: of the convolution.
-        parameters: kernels and biases.
-        trainable: the same and gamma and beta.
-        non_trainable: moving statistics.
-        variables: number of variables.
-        multiply_adds: of the convolution; zero for all else.
-        glorot: whether the kernel starts from Glorot's uniform, not from a truncated normal.
-        padded_multiply_adds: the same where TensorFlow 1 pads a dilated convolution's input up to a multiple of its
-            rate (SpaceToBatchND) and convolves the padding as well.
-        memory: bytes of the tensors alive while it runs.
-    """
-
-    name: str
-    kind: str
+    name: str  # TF-Slim scope, such as `expanded_conv_3/expand`
+    kind: str  # "convolution", "depthwise", "pool", "resize" or "add"
     input_shape: Shape
     output_shape: Shape
-    kernel: int = 0
+    kernel: int = 0  # side of the kernel; 0 for operations without one
     stride: int = 1
     rate: int = 1
-    parameters: int = 0
-    trainable: int = 0
-    non_trainable: int = 0
-    variables: int = 0
-    multiply_adds: int = 0
+    parameters: int = 0  # kernels and biases
+    trainable: int = 0  # the same with gamma and beta
+    non_trainable: int = 0  # moving statistics
+    variables: int = 0  # number of variables
+    multiply_adds: int = 0  # of a convolution; 0 for other operations
+    #: The same where TensorFlow 1 pads a dilated convolution's input up to a multiple of its rate (SpaceToBatchND) and convolves
+    #: the padding as well.
     padded_multiply_adds: int = 0
-    memory: int = 0
-    glorot: bool = False
+    memory: int = 0  # bytes of the tensors that are alive while it runs
+    glorot: bool = False  # whether the kernel starts from Glorot's uniform, not from a truncated normal
 
 
 def _sum_of(field: str, doc: str) -> property:
@@ -109,26 +90,22 @@ class Counted:
         """Bytes alive during the operation that has most."""
         return max(operation.memory for operation in self.operations)
 
+    def figures(self, *names: str) -> dict:
+        """Some of the figures by name, ready for JSON."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
 
 @dataclass(frozen=True)
 class Layer(Counted):
-    """One row of an analysis: a convolution layer, a block of several, or a step without weights.
+    """One row of an analysis: a convolution layer, a block of several, or a step without weights."""
 
-    Attributes:
-        endpoint: TF-Slim endpoint, such as `layer_5`.
-        name: TF-Slim scope, such as `expanded_conv_3`.
-        stage: "backbone", "classifier", "extras", "predictors" or "head".
-        table_row: index of its row in the table; None outside the table.
-        operations: what it consists of, in order.
-        activation_bytes: of one number.
-    """
-
-    endpoint: str
-    name: str
-    stage: str
-    table_row: int | None
+    endpoint: str  # TF-Slim endpoint, such as `layer_5`
+    name: str  # TF-Slim scope, such as `expanded_conv_3`
+    stage: str  # "backbone", "classifier", "extras", "predictors" or "head"
+    table_row: int | None  # index of its row in the table; None outside the table
     operations: tuple[Operation, ...]
-    activation_bytes: int
+    activation_bytes: int  # of one number in an activation
 
     @property
     def input_shape(self) -> Shape:
@@ -142,42 +119,21 @@ class Layer(Counted):
 
     @property
     def bottleneck_memory(self) -> int:
-        """Bytes of input and output, the layer being one operation that never holds its inner tensors whole.
+        """Bytes of input and output, with the layer as one operation that never holds its complete inner tensors.
 
         Source: equation 2 and section 5 of the paper, without the term O(max(s^2, s'^2)).
         """
-        height, width, channels = self.input_shape
-        out_height, out_width, out_channels = self.output_shape
-        return (height * width * channels + out_height * out_width * out_channels) * self.activation_bytes
+        return (math.prod(self.input_shape) + math.prod(self.output_shape)) * self.activation_bytes
 
     def as_dict(self) -> dict:
         """The row's figures, ready for JSON."""
-        return {
-            "endpoint": self.endpoint,
-            "name": self.name,
-            "stage": self.stage,
-            "table_row": self.table_row,
-            "input_shape": list(self.input_shape),
-            "output_shape": list(self.output_shape),
-            "parameters": self.parameters,
-            "trainable": self.trainable,
-            "non_trainable": self.non_trainable,
-            "multiply_adds": self.multiply_adds,
-            "activation_memory": self.activation_memory,
-            "bottleneck_memory": self.bottleneck_memory,
-        }
-
-
-@dataclass(frozen=True)
-class _Entry:
-    row: int
-    operation: Operation
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
+        names = ("endpoint", "name", "stage", "table_row", "input_shape", "output_shape", "parameters", "trainable")
+        costs = ("non_trainable", "multiply_adds", "activation_memory", "bottleneck_memory")
+        return self.figures(*names, *costs)
 
 
 class CostModel:
-    """Takes down the operations of one walk, in the order in which they would run.
+    """Records the operations of one walk, in the order in which they would run.
 
     Args:
         activation_bytes: of one number in an activation.
@@ -187,26 +143,26 @@ class CostModel:
     def __init__(self, activation_bytes: int = 4, normalization: str = "batch_norm"):
         self.activation_bytes = whole_number("activation_bytes", activation_bytes)
         self.normalization = one_of("normalization", normalization, NORMALIZATIONS)
-        self._rows: list[dict] = []
-        self._entries: list[_Entry] = []
+        self._rows: list[tuple] = []
+        #: Of each operation: index of its row, the operation, the buffers that it reads and those that it writes.
+        self._records: list[tuple[int, Operation, tuple[int, ...], tuple[int, ...]]] = []
         self._bytes: list[int] = []
 
     def tensor(self, shape: Shape) -> Tensor:
-        """A tensor with a buffer of its own: the image, or an operation's output."""
-        height, width, channels = shape
-        self._bytes.append(height * width * channels * self.activation_bytes)
+        """A tensor in a new buffer: the image, or an operation's output."""
+        self._bytes.append(math.prod(shape) * self.activation_bytes)
         return Tensor(shape, (len(self._bytes) - 1,))
 
     def begin(self, endpoint: str, name: str, stage: str, table_row: int | None = None) -> None:
         """Start a row; the operations that follow belong to it."""
-        self._rows.append({"endpoint": endpoint, "name": name, "stage": stage, "table_row": table_row})
+        self._rows.append((endpoint, name, stage, table_row))
 
-    def _book(self, x: Tensor, output: Tensor, operation: Operation) -> Tensor:
-        self._entries.append(_Entry(len(self._rows) - 1, operation, x.buffers, output.buffers))
+    def _record(self, x: Tensor, output: Tensor, operation: Operation) -> Tensor:
+        self._records.append((len(self._rows) - 1, operation, x.buffers, output.buffers))
         return output
 
     def row(self, x: Tensor, layer: Convolution, stage: str) -> Tensor:
-        """A convolution as a row of its own."""
+        """A convolution that is a row."""
         self.begin(layer.endpoint or layer.name, layer.name, stage)
         return self.convolution(x, layer)
 
@@ -222,7 +178,6 @@ class CostModel:
         weights = sum(math.prod(part.kernel_shape) for part in parts)
         parameters = weights + filters * first.bias
         trainable, non_trainable = (0, 0) if first.bias else NORMALIZATIONS[self.normalization]
-        padded = [output_size(side, first.rate) * first.rate for side in shape[:2]]
         operation = Operation(
             name=name or first.name,
             kind="depthwise" if first.depthwise else "convolution",
@@ -235,53 +190,47 @@ class CostModel:
             trainable=parameters + filters * trainable,
             non_trainable=filters * non_trainable,
             variables=len(parts) * (1 + first.bias + trainable + non_trainable),
-            multiply_adds=weights * shape[0] * shape[1],
-            padded_multiply_adds=weights * padded[0] * padded[1],
+            multiply_adds=weights * math.prod(shape[:2]),
+            padded_multiply_adds=weights * math.prod(output_size(side, first.rate) * first.rate for side in shape[:2]),
             glorot=first.stddev is None,
         )
-        return self._book(x, self.tensor(shape), operation)
+        return self._record(x, self.tensor(shape), operation)
 
     def pool(self, x: Tensor, name: str) -> Tensor:
         """The mean over the whole map, (1, 1, channels)."""
         shape = (1, 1, x.shape[2])
-        return self._book(x, self.tensor(shape), Operation(name, "pool", x.shape, shape))
+        return self._record(x, self.tensor(shape), Operation(name, "pool", x.shape, shape))
 
     def resize(self, x: Tensor, size: tuple[int, int], name: str) -> Tensor:
         """Another height and width; the same tensor where they are right already."""
         if x.shape[:2] == size:
             return x
         shape = (*size, x.shape[2])
-        return self._book(x, self.tensor(shape), Operation(name, "resize", x.shape, shape))
+        return self._record(x, self.tensor(shape), Operation(name, "resize", x.shape, shape))
 
     def add(self, shortcut: Tensor, x: Tensor, name: str) -> Tensor:
         """`x` with `shortcut` added in place."""
         both = Tensor(x.shape, shortcut.buffers + x.buffers)
-        return self._book(both, x, Operation(name, "add", x.shape, x.shape))
+        return self._record(both, x, Operation(name, "add", x.shape, x.shape))
 
     def concatenate(self, tensors: Iterable[Tensor]) -> Tensor:
-        """All channels side by side, without a copy: each producer writes into its part of one tensor."""
-        tensors = tuple(tensors)
-        channels = sum(tensor.shape[2] for tensor in tensors)
-        buffers = tuple(buffer for tensor in tensors for buffer in tensor.buffers)
-        return Tensor((*tensors[0].shape[:2], channels), buffers)
+        """The tensors' channels in one tensor, without a copy: each operation writes its part of it."""
+        shapes, buffers = zip(*tensors, strict=True)
+        return Tensor((*shapes[0][:2], sum(shape[2] for shape in shapes)), sum(buffers, ()))
 
     def close(self, outputs: Iterable[Tensor]) -> tuple[Layer, ...]:
         """The rows, with what is alive during each operation; the outputs live to the end."""
-        end = len(self._entries)
-        born: dict[int, int] = {}
-        last = {buffer: end for output in outputs for buffer in output.buffers}
-        for i, entry in enumerate(self._entries):
-            for buffer in entry.reads:
-                born.setdefault(buffer, 0)  # the image is there from the start
-            for buffer in entry.reads + entry.writes:
-                born.setdefault(buffer, i)
+        first: dict[int, int] = {}
+        last = {buffer: len(self._records) for output in outputs for buffer in output.buffers}
+        for i, (_, _, reads, writes) in enumerate(self._records):
+            for buffer in reads:
+                first.setdefault(buffer, 0)  # the image is there from the start
+            for buffer in reads + writes:
+                first.setdefault(buffer, i)
                 last[buffer] = max(last.get(buffer, i), i)
         members: list[list[Operation]] = [[] for _ in self._rows]
-        for i, entry in enumerate(self._entries):
-            alive = sum(self._bytes[buffer] for buffer, start in born.items() if start <= i <= last[buffer])
-            members[entry.row].append(replace(entry.operation, memory=alive))
-        return tuple(
-            Layer(**row, operations=tuple(operations), activation_bytes=self.activation_bytes)
-            for row, operations in zip(self._rows, members, strict=True)
-            if operations
-        )
+        for i, (row, operation, _, _) in enumerate(self._records):
+            alive = sum(self._bytes[buffer] for buffer, start in first.items() if start <= i <= last[buffer])
+            members[row].append(replace(operation, memory=alive))
+        rows = zip(self._rows, members, strict=True)
+        return tuple(Layer(*row, tuple(operations), self.activation_bytes) for row, operations in rows if operations)

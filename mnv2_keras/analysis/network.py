@@ -21,30 +21,21 @@ from mnv2_keras.checks import whole_number
 class Analysis(Counted):
     """What a network holds, costs and keeps in memory, for one image.
 
-    Attributes:
-        plan: the backbone's plan.
-        input_shape: (height, width, channels).
-        output_shape: (height, width, channels) of the last layer; (1, 1, classes) for a classifier.
-        rows: one for each convolution layer or block, in network order.
-        activation_bytes: of one number in an activation.
-        anchors: number of anchor boxes; None but for detectors.
-
-    Activation memory is counted as an interpreter has it that runs one operation after the other and frees a tensor
-    after its last use: while a convolution runs, its input and its output are alive, and whatever a later operation
-    still wants, such as the input of a block with a residual. Normalisation, activation and addition work in place,
-    concatenation copies nothing, padding and weights are not counted, and the image is freed after its last use like
-    any other tensor.
+    Activation memory is counted for an interpreter that runs one operation after the other and frees a tensor after its last
+    use: while a convolution runs, its input and its output are alive, and whatever a later operation still reads, such as the
+    input of a block with a residual. Normalisation, activation and addition work in place, concatenation copies nothing,
+    padding and weights are not counted, and the image is freed after its last use like any other tensor.
     """
 
-    plan: Plan
+    plan: Plan  # of the backbone
     input_shape: Shape
-    output_shape: Shape
-    rows: tuple[Layer, ...]
-    activation_bytes: int = 4
-    anchors: int | None = None
+    output_shape: Shape  # of the last layer; (1, 1, classes) for a classifier
+    rows: tuple[Layer, ...]  # one for each convolution layer or block, in network order
+    activation_bytes: int = 4  # of one number in an activation
+    anchors: int | None = None  # number of a detector's anchor boxes
 
     def part(self, *stages: str) -> "Analysis":
-        """The rows of some stages only, such as `part("extras", "predictors")` of a detector; sums are then theirs.
+        """The rows of some stages only, such as `part("extras", "predictors")` of a detector, with their sums.
 
         Raises:
             ValueError: a stage that the network does not have.
@@ -52,7 +43,7 @@ class Analysis(Counted):
         own = dict.fromkeys(row.stage for row in self.rows)
         for stage in stages:
             if stage not in own:
-                raise ValueError(f"{stage!r} is no stage of this network: expected one of {', '.join(own)}.")
+                raise ValueError(f"{stage!r} is not a stage of this network: expected one of {', '.join(own)}.")
         return replace(self, rows=tuple(row for row in self.rows if row.stage in stages))
 
     @property
@@ -72,7 +63,7 @@ class Analysis(Counted):
 
     @property
     def peak_at(self) -> str:
-        """TF-Slim scope of that operation, such as `expanded_conv_1/expand`; the first where several are equal."""
+        """TF-Slim scope of that operation, such as `expanded_conv_1/expand`; the first of equals."""
         return max(self.operations, key=lambda operation: operation.memory).name
 
     @property
@@ -82,41 +73,27 @@ class Analysis(Counted):
 
     @property
     def bottleneck_at(self) -> str:
-        """TF-Slim scope of the row with that sum; the first where several are equal."""
+        """TF-Slim scope of the row with that sum; the first of equals."""
         return max(self.rows, key=lambda row: row.bottleneck_memory).name
 
     def as_dict(self) -> dict:
         """All figures, ready for JSON: the totals, and `rows`."""
-        return {
-            "alpha": self.plan.alpha,
-            "input_shape": list(self.input_shape),
-            "output_shape": list(self.output_shape),
-            **({} if self.anchors is None else {"anchors": self.anchors}),
-            "parameters": self.parameters,
-            "folded": self.folded,
-            "trainable": self.trainable,
-            "non_trainable": self.non_trainable,
-            "total": self.total,
-            "variables": self.variables,
-            "multiply_adds": self.multiply_adds,
-            "activation_bytes": self.activation_bytes,
-            "peak_activation_memory": self.peak_activation_memory,
-            "peak_at": self.peak_at,
-            "bottleneck_memory": self.bottleneck_memory,
-            "bottleneck_at": self.bottleneck_at,
-            "rows": [row.as_dict() for row in self.rows],
-        }
+        shapes = ("input_shape", "output_shape", *(() if self.anchors is None else ("anchors",)))
+        sums = ("parameters", "folded", "trainable", "non_trainable", "total", "variables", "multiply_adds")
+        memory = ("activation_bytes", "peak_activation_memory", "peak_at", "bottleneck_memory", "bottleneck_at")
+        figures = self.figures(*shapes, *sums, *memory)
+        return {"alpha": self.plan.alpha} | figures | {"rows": [row.as_dict() for row in self.rows]}
 
 
 def _inverted_residual(costs: CostModel, x: Tensor, block: Block) -> Iterator[tuple[str, Tensor]]:
     """A block's endpoints; what follows an endpoint is counted only when the next one is asked for."""
     y = x
     if block.expand:
-        y = costs.convolution(x, *block.expansion, name=f"{block.name}/expand")
+        y = costs.convolution(x, *block.expand, name=f"{block.name}/expand")
         yield f"{block.endpoint}/expansion_output", y
     y = costs.convolution(y, block.depthwise)
     yield f"{block.endpoint}/depthwise_output", y
-    y = costs.convolution(y, *block.projection, name=f"{block.name}/project")
+    y = costs.convolution(y, *block.project, name=f"{block.name}/project")
     if block.residual:
         y = costs.add(x, y, f"{block.name}/add")
     yield f"{block.endpoint}/output", y
@@ -124,14 +101,7 @@ def _inverted_residual(costs: CostModel, x: Tensor, block: Block) -> Iterator[tu
 
 
 def _backbone(costs: CostModel, shape: Shape, plan: Plan, final_endpoint: str | None = None) -> dict[str, Tensor]:
-    """Walk Table 2 from the image to the last convolution, or to `final_endpoint`.
-
-    Returns:
-        The endpoints passed, in network order; the last one is the output.
-
-    Raises:
-        ValueError: the plan has no such endpoint.
-    """
+    """The endpoints of Table 2 from the first convolution to the last, or to `final_endpoint`, in network order."""
     x, end, endpoints = costs.tensor(shape), plan.end(final_endpoint), {}
     for layer in plan.layers:
         is_block = isinstance(layer, Block)
@@ -164,16 +134,12 @@ def analyze(
     """Count the network that `build_mobilenetv2` builds from the arguments of the same names, without building it.
 
     Args:
-        alpha: width multiplier.
         input_shape: (height, width, channels) of the image, all known.
         classes: number of classes; 0 or None for the pooled features.
         include_top: False for the base.
-        normalization: "batch_norm" or "group_norm".
         explicit_padding: makes no difference to any figure: the sizes are the same, and padding is not counted.
         activation_bytes: of one number in an activation: 4 for float32, 2 for the paper's 16-bit floats, 1 for int8.
-        final_endpoint: the endpoint at which the base stops.
-        plan_options: those of `make_plan` (table, stem_channels, last_channels, output_stride,
-            finegrain_classification_mode, min_depth, divisible_by, split_expansion, split_projection).
+        plan_options: those of `make_plan`.
 
     Returns:
         The analysis: a row for each layer, and totals. `analyze().multiply_adds` is 300,775,552, `.parameters`
@@ -205,9 +171,6 @@ def analyze_ssdlite(
     activation_bytes: int = 4,
 ) -> Analysis:
     """Count the detector, without post-processing: backbone, extra feature maps, box and class predictors.
-
-    Source: Object Detection API, `ssdlite_mobilenet_v2_coco.config` and, for `separable=False`,
-    `ssd_mobilenet_v2_coco.config`.
 
     Args:
         alpha, classes, separable, predictor_kernel: as in `make_detector_plan`.
@@ -252,11 +215,10 @@ def analyze_deeplab(
 ) -> Analysis:
     """Count the segmenter, up to logits at the size of the image.
 
-    Source: DeepLab's `model.py` (`multi_scale_logits`, `extract_features`, `refine_by_decoder`).
-
     Args:
-        alpha, classes, output_stride, aspp_rates, decoder, aspp_separable, head: as in `make_segmenter_plan`; the paper's Table
-            7 has `aspp_separable=False`.
+        alpha, classes, output_stride, aspp_rates, decoder: as in `make_segmenter_plan`.
+        aspp_separable: the same; False in the paper's Table 7.
+        head: the same.
         input_shape: (height, width, channels).
         activation_bytes: of one number in an activation.
 

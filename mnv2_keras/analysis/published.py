@@ -1,7 +1,7 @@
-"""The published figures beside computed ones: the checkpoints' table, and Tables 3, 5, 6 and 7 of the paper.
+"""Published and computed figures: the table of the checkpoints, and Tables 3, 5, 6 and 7 of the paper.
 
-"Published" is what arXiv:1801.04381 or TF-Slim's nets/mobilenet/README.md prints; "computed" comes from the plan. Every
-explanation is put together from computed figures and says by which reading, if any, they give the printed one.
+"Published" is what arXiv:1801.04381 or TF-Slim's nets/mobilenet/README.md prints; "computed" comes from the plan. Each
+explanation says whether a computed figure gives the printed one when it is rounded or truncated.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,9 +26,8 @@ class PublishedFigures(NamedTuple):
 def published_figures(alpha: float, resolution: int | tuple[int, int]) -> PublishedFigures:
     """What TF-Slim's table would print for a classifier, computed.
 
-    Source: TF-Slim nets/mobilenet/README.md. Its multiply-adds are truncated (18.887 million is printed as 18) and
-    include the logits. Its parameters are kernels and biases with two decimals; truncated here, but in none of the 22
-    rows would rounding give another figure.
+    Source: TF-Slim nets/mobilenet/README.md. Its multiply-adds are truncated (18.887 million is printed as 18) and include the
+    logits. Its parameters are kernels and biases with two decimals; truncated here (rounding gives the same in all 22 rows).
 
     Args:
         alpha: width multiplier.
@@ -41,28 +40,20 @@ def published_figures(alpha: float, resolution: int | tuple[int, int]) -> Publis
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of a table of the paper.
+    """One row of a table of the paper."""
 
-    Attributes:
-        table: number of the table.
-        row: what the paper calls the row.
-        published: the printed figures, such as `{"parameters": "14.8M"}`; K, M and B are powers of 1000.
-        computed: exact figures under the same keys where they can be computed, and others that the explanation needs.
-        explanation: how the two go together, or where they do not.
-    """
-
-    table: int
-    row: str
-    published: dict[str, str]
-    computed: dict[str, int]
-    explanation: str
+    table: int  # number of the table
+    row: str  # what the paper calls the row
+    published: dict[str, str]  # printed figures, such as {"parameters": "14.8M"}; K, M and B are powers of 1000
+    computed: dict[
+        str, int
+    ]  # exact figures under the same keys where they can be computed, and others for the explanation
+    explanation: str  # how printed and computed figures are related
 
     @property
     def agrees(self) -> bool:
         """Whether every printed figure that can be computed is the computed one, rounded or truncated."""
-        return all(
-            _reading(self.computed[key], printed) for key, printed in self.published.items() if key in self.computed
-        )
+        return all(_reading(self.computed[key], self.published[key]) for key in self.published.keys() & self.computed)
 
     def as_dict(self) -> dict:
         """The row, ready for JSON."""
@@ -103,7 +94,7 @@ _TABLE_3_MAX = "400K"
 
 
 def _bytes_text(memory: int, printed: str) -> str:
-    """How a memory came to be printed so: the readings of `_reading`, or its first digits alone, or rounded up."""
+    """As `_text` for a memory; the printed figure may also be its first digits only, or rounded up."""
     if _reading(memory, printed):
         return _text(memory, "bytes", printed)
     exact, digits = _scaled(memory, printed)
@@ -117,11 +108,9 @@ def _bytes_text(memory: int, printed: str) -> str:
 def table_3() -> list[Comparison]:
     """Table 3: the widest tensor that must be materialised at each spatial size, and its memory in 16-bit floats.
 
-    The published column is MobileNetV2's. Another edition of the paper prints "1/O(1)" at 112x112, where the first
-    layers can run channel by channel (section 5), and 200K as the maximum.
-
-    Computed is what the paper's section 5 leaves in memory: inputs and outputs of blocks. The first convolution is
-    taken together with the first block and the last one with the pooling, whose inner tensors need not be detector.
+    The published column is MobileNetV2's. Another edition of the paper prints "1/O(1)" at 112x112, where the first layers can
+    run channel by channel (section 5), and 200K as the maximum. Computed is what section 5 leaves in memory: inputs and outputs
+    of blocks, the first convolution together with the first block and the last one together with the pooling.
 
     Returns:
         A comparison for each size and one for the maximum, with `channels` and `memory` (bytes where computed).
@@ -129,8 +118,8 @@ def table_3() -> list[Comparison]:
     counted = analyze(activation_bytes=2)
     blocks = [row for row in counted.rows if row.table_row is not None]
     stem, last = counted.rows[0], next(row for row in counted.rows if row.name == counted.plan.last.name)
-    widest = {1: counted.plan.last.outputs}  # channels that a block puts out at this size
-    leaving = {}  # channels that a block puts out which takes its input at this size
+    widest = {1: counted.plan.last.outputs}  # most output channels of a block with this output size
+    leaving = {}  # most output channels of a block with this input size
     for row in blocks:
         (size_in, *_), (size_out, _, channels) = row.input_shape, row.output_shape
         widest[size_out] = max(widest.get(size_out, 0), channels)
@@ -143,29 +132,26 @@ def table_3() -> list[Comparison]:
         text = f"{size} x {size} x {channels} x 2 = {_bytes_text(2 * size * size * int(channels), memory)}."
         if int(channels) == leaving.get(size) != widest[size]:
             text = (
-                f"The paper takes the widest output of the rows of Table 2 that have their input at {here}: {channels} "
-                f"channels, which come out at half that size. At {here} itself no block puts out more than "
-                f"{widest[size]}, {computed['memory']:,} bytes. The printed memory goes with the printed channels: "
-                f"{text}"
+                f"The paper takes the widest output of the rows of Table 2 that have their input at {here}: {channels} channels; "
+                f"their output has half that size. At {here} no block has more than {widest[size]} output channels, "
+                f"{computed['memory']:,} bytes. The printed memory belongs to the printed channels: {text}"
             )
         for row, partner in ((stem, "first block"), (last, "pooling")):
             height, width, inner = row.output_shape
             if height == size:
                 text += (
-                    f" The {inner} channels of {row.name} ({2 * height * width * inner:,} bytes) are not counted: run "
-                    f"together with the {partner}, channel by channel, they are never whole (section 5)."
+                    f" The {inner} channels of {row.name} ({2 * height * width * inner:,} bytes) are not counted: they run channel "
+                    f"by channel together with the {partner} and never exist all at once (section 5)."
                 )
         comparisons.append(Comparison(3, here, {"channels": channels, "memory": memory}, computed, text))
 
     top = max(comparisons, key=lambda comparison: comparison.computed["memory"])
     text = (
-        f"One tensor at {top.row}: {_bytes_text(top.computed['memory'], _TABLE_3_MAX)}. Input and output together, "
-        f"with blocks as one operation (equation 2), are {counted.bottleneck_memory:,} bytes at "
-        f"{counted.bottleneck_at}; one operation after the other, without the trick of section 5, "
-        f"{counted.peak_activation_memory:,} bytes are alive at {counted.peak_at}."
+        f"One tensor at {top.row}: {_bytes_text(top.computed['memory'], _TABLE_3_MAX)}. Input and output together, with each block "
+        f"as one operation (equation 2), are {counted.bottleneck_memory:,} bytes at {counted.bottleneck_at}; one operation after "
+        f"the other, without the method of section 5, {counted.peak_activation_memory:,} bytes are alive at {counted.peak_at}."
     )
-    maximum = Comparison(3, "max", {"memory": _TABLE_3_MAX}, {"memory": top.computed["memory"]}, text)
-    return [*comparisons, maximum]
+    return [*comparisons, Comparison(3, "max", {"memory": _TABLE_3_MAX}, {"memory": top.computed["memory"]}, text)]
 
 
 _TABLE_6 = {"mAP": "22.1", "parameters": "4.3M", "multiply_adds": "0.8B", "CPU": "200ms"}
@@ -177,14 +163,20 @@ def _detector(separable: bool, classes: int = 80) -> tuple[Analysis, Analysis]:
     return detector, detector.part("extras", "predictors")
 
 
+def _costs(network: Analysis, printed: dict[str, str]) -> str:
+    """The computed parameters and multiply-adds, and how they become the printed ones."""
+    parameters = _text(network.trainable, "trainable parameters", printed["parameters"])
+    return f"{parameters} and {_text(network.multiply_adds, 'multiply-adds', printed['multiply_adds'])}"
+
+
 def table_5() -> list[Comparison]:
     """Table 5: SSD against SSDLite on MobileNetV2, "making predictions for 80 classes".
 
     Published: 14.8M and 1.25B, 2.1M and 0.35B. The resolution is that of the paper's section 6.2, 320x320.
 
     Returns:
-        Two comparisons with `parameters` (trainable) and `multiply_adds` of extra maps and predictors, and, computed
-        only, those of the whole network.
+        Two comparisons with `parameters` (trainable) and `multiply_adds` of extra maps and predictors, and, computed only,
+        those of the whole network.
     """
     comparisons = []
     for name, separable, published in (
@@ -198,13 +190,10 @@ def table_5() -> list[Comparison]:
             "network_parameters": detector.trainable,
             "network_multiply_adds": detector.multiply_adds,
         }
-        kind = "depthwise 3x3 and pointwise" if separable else "full 3x3"
-        printed = published["multiply_adds"]
+        kind, printed = "depthwise 3x3 and pointwise" if separable else "full 3x3", published["multiply_adds"]
         text = (
             f"Extra feature maps and predictors without the backbone, 320x320, 80 classes, {kind} convolutions: "
-            f"{_text(head.trainable, 'trainable parameters', published['parameters'])} and "
-            f"{_text(head.multiply_adds, 'multiply-adds', printed)}. The whole network has {detector.trainable:,} and "
-            f"{detector.multiply_adds:,}."
+            f"{_costs(head, published)}. The whole network has {detector.trainable:,} and {detector.multiply_adds:,}."
         )
         doubled = _reading(2 * head.multiply_adds, printed)
         if doubled and not _reading(head.multiply_adds, printed):
@@ -212,8 +201,8 @@ def table_5() -> list[Comparison]:
             total = detector.part("backbone").multiply_adds + int(steps / per_step)
             text += (
                 f" Twice the multiply-adds, {2 * head.multiply_adds:,}, is the printed {printed} ({doubled}), as if "
-                f"multiplications and additions were counted one by one. With {printed} the network of Table 6 would "
-                f"have {_text(total, 'multiply-adds', _TABLE_6['multiply_adds'])}."
+                f"multiplications and additions were counted separately. With {printed} the network of Table 6 would have "
+                f"{_text(total, 'multiply-adds', _TABLE_6['multiply_adds'])}."
             )
         comparisons.append(Comparison(5, name, published, computed, text))
     return comparisons
@@ -226,14 +215,9 @@ def table_6_row() -> Comparison:
     """
     detector, _ = _detector(separable=True)
     published, _ = _detector(separable=True, classes=90)
-    texts = [
-        f"{_text(network.trainable, 'trainable parameters', _TABLE_6['parameters'])} and "
-        f"{_text(network.multiply_adds, 'multiply-adds', _TABLE_6['multiply_adds'])}"
-        for network in (detector, published)
-    ]
     text = (
-        f"320x320 and 80 classes: {texts[0]}. The published configuration has 90 classes: {texts[1]}. mAP and CPU were "
-        "measured by the authors."
+        f"320x320 and 80 classes: {_costs(detector, _TABLE_6)}. The published configuration has 90 classes: "
+        f"{_costs(published, _TABLE_6)}. mAP and CPU were measured by the authors."
     )
     computed = {"parameters": detector.trainable, "multiply_adds": detector.multiply_adds}
     return Comparison(6, "MNet V2 + SSDLite", dict(_TABLE_6), computed, text)
@@ -271,24 +255,24 @@ def table_7_rows() -> list[Comparison]:
 
         single = network(_CROP)
         crops = [int((_CROP - 1) * scale + 1) for scale in EVALUATION_SCALES]
-        passes = [network(crop) for crop in crops for _ in ("as it is", "flipped")] if multi_scale else []
+        passes = [network(crop) for crop in crops for _ in ("unchanged", "flipped")] if multi_scale else []
+        sums = ("multiply_adds", "padded_multiply_adds")
         computed = {
             "parameters": single.trainable,
-            "multiply_adds": sum(counted.multiply_adds for counted in passes or [single]),
-            "padded_multiply_adds": sum(counted.padded_multiply_adds for counted in passes or [single]),
+            **{name: sum(getattr(counted, name) for counted in passes or [single]) for name in sums},
             "profiled": profiled_multiply_adds(single, passes),
         }
         inputs = f"{_CROP}x{_CROP}"
         if multi_scale:
             inputs = f"Six scales from {crops[0]} to {crops[-1]} pixels, each also flipped"
         if aspp:
-            inputs += ", full 3x3 convolutions in the pyramid"
+            inputs += ", full 3x3 convolutions in the ASPP"
         texts = {key: _text(computed[key], "multiply-adds", multiply_adds) for key in list(computed)[1:]}
         text = (
-            f"{inputs}: {_text(single.trainable, 'trainable parameters', parameters)}. Convolutions alone: "
-            f"{texts['multiply_adds']}. As TensorFlow 1 runs the dilated ones, on padded input: "
-            f"{texts['padded_multiply_adds']}. Half of all operations that its profiler counts in the graph, softmax "
-            f"left out: {texts['profiled']}. mIOU was measured by the authors."
+            f"{inputs}: {_text(single.trainable, 'trainable parameters', parameters)}. Convolutions only: "
+            f"{texts['multiply_adds']}. As TensorFlow 1 runs the dilated ones, on padded input: {texts['padded_multiply_adds']}. "
+            f"Half of all operations that its profiler counts in the graph, without the softmax: "
+            f"{texts['profiled']}. mIOU was measured by the authors."
         )
         label = f"MNet V2*, OS {stride}{', ASPP' if aspp else ''}{', MF' if multi_scale else ''}"
         published = {"mIOU": miou, "parameters": parameters, "multiply_adds": multiply_adds}

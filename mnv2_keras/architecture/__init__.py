@@ -10,7 +10,6 @@ from mnv2_keras.architecture.backbone import (
     Block,
     Convolution,
     Endpoint,
-    Part,
     Plan,
     Row,
     classifier_logits,
@@ -20,27 +19,3 @@ from mnv2_keras.architecture.backbone import (
 )
 from mnv2_keras.architecture.detector import ANCHOR_SHAPES, DetectorPlan, Predictor, make_detector_plan
 from mnv2_keras.architecture.segmenter import ASPP_RATES, Aspp, Decoder, SegmenterPlan, make_segmenter_plan
-
-__all__ = [
-    "ANCHOR_SHAPES",
-    "ASPP_RATES",
-    "EXPANSION_DIVISOR",
-    "TABLE_2",
-    "Aspp",
-    "Block",
-    "Convolution",
-    "Decoder",
-    "DetectorPlan",
-    "Endpoint",
-    "Part",
-    "Plan",
-    "Predictor",
-    "Row",
-    "SegmenterPlan",
-    "classifier_logits",
-    "make_detector_plan",
-    "make_divisible",
-    "make_plan",
-    "make_segmenter_plan",
-    "split_divisible",
-]

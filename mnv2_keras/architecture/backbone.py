@@ -5,7 +5,7 @@ Source: arXiv:1801.04381, Tables 1 and 2; TF-Slim `mobilenet_v2.V2_DEF`, `mobile
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from mnv2_keras.checks import one_of, real_number, whole_number
@@ -42,9 +42,9 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
     it to an integer first and differs in 15 rows of Table 2 at alphas from 0.10 to 2.00).
 
     Args:
-        value: the wanted number of channels, a float.
+        value: number of channels before rounding, a float.
         divisor: the result is a multiple of it, but for `minimum`.
-        minimum: the least result; `divisor` when None.
+        minimum: the least result; None for `divisor`.
     """
     rounded = max(divisor if minimum is None else minimum, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
@@ -71,14 +71,6 @@ def split_divisible(total: int, ways: int) -> tuple[int, ...]:
         parts.append(part)
         used += part
     return tuple(parts)
-
-
-class Part(NamedTuple):
-    """One 1x1 convolution of an expansion or projection: the whole one, or one group of a split one."""
-
-    name: str
-    inputs: int
-    outputs: int
 
 
 class Endpoint(NamedTuple):
@@ -132,18 +124,8 @@ class Block:
     outputs: int
     stride: int
     rate: int
-    expand: tuple[Part, ...]  # empty where the block has no expansion (t = 1)
-    project: tuple[Part, ...]
-
-    @property
-    def residual(self) -> bool:
-        """Whether the input is added to the output: both have the same shape."""
-        return self.stride == 1 and self.inputs == self.outputs
-
-    @property
-    def expansion(self) -> tuple[Convolution, ...]:
-        """The 1x1 convolutions that widen: none, one, or one for each group."""
-        return tuple(Convolution(f"{self.name}/{part.name}", part.inputs, part.outputs) for part in self.expand)
+    expand: tuple[Convolution, ...]  # 1x1, widens: one, or one for each group of a split one; none where t = 1
+    project: tuple[Convolution, ...]  # 1x1, linear, narrows: one, or one for each group
 
     @property
     def depthwise(self) -> Convolution:
@@ -151,9 +133,9 @@ class Block:
         return Convolution(f"{self.name}/depthwise", self.hidden, self.hidden, 3, self.stride, self.rate, True)
 
     @property
-    def projection(self) -> tuple[Convolution, ...]:
-        """The linear 1x1 convolutions that narrow: one, or one for each group."""
-        return tuple(Convolution(f"{self.name}/{part.name}", part.inputs, part.outputs) for part in self.project)
+    def residual(self) -> bool:
+        """Whether the input is added to the output: both have the same shape."""
+        return self.stride == 1 and self.inputs == self.outputs
 
 
 @dataclass(frozen=True)
@@ -174,7 +156,7 @@ class Plan:
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
         """All convolutions in TF-Slim's order of creation."""
-        inner = (part for block in self.blocks for part in (*block.expansion, block.depthwise, *block.projection))
+        inner = (layer for block in self.blocks for layer in (*block.expand, block.depthwise, *block.project))
         return (self.stem, *inner, self.last)
 
     @property
@@ -212,17 +194,29 @@ def classifier_logits(inputs: int, classes: int) -> Convolution:
     return Convolution("Logits/Conv2d_1c_1x1", inputs, classes, bias=True, endpoint="Logits")
 
 
-def _pointwise(name: str, inputs: int, outputs: int, ways: int) -> tuple[Part, ...]:
-    """The parts of a 1x1 convolution split `ways` ways; one where a part would be narrower than 8 (TF-Slim `split_conv`)."""
+def _pointwise(name: str, inputs: int, outputs: int, ways: int) -> tuple[Convolution, ...]:
+    """A 1x1 convolution split `ways` ways; unsplit where a part would be narrower than 8 (TF-Slim `split_conv`)."""
     if ways == 1 or min(inputs // ways, outputs // ways) < EXPANSION_DIVISOR:
-        return (Part(name, inputs, outputs),)
+        return (Convolution(name, inputs, outputs),)
     sizes = zip(split_divisible(inputs, ways), split_divisible(outputs, ways), strict=True)
-    return tuple(Part(f"{name}_part_{i}", *size) for i, size in enumerate(sizes))
+    return tuple(Convolution(f"{name}_part_{i}", *size) for i, size in enumerate(sizes))
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The arguments of `make_plan`, checked."""
+    """The arguments of `make_plan`, checked.
+
+    Attributes:
+        alpha: width multiplier, TF-Slim's `depth_multiplier`; any finite number above 0.
+        channels: channels of the input image.
+        table: rows of (t, c, n, s).
+        stem_channels, last_channels: widths of the first and the last convolution at alpha = 1.
+        output_stride: None, 1 or an even number. After the network's stride has reached it, strides become dilation.
+        finegrain_classification_mode: keep the last convolution at `last_channels` for alpha below 1.
+        min_depth: least number of channels of a layer, expansions excepted.
+        divisible_by: widths are multiples of it (expansions are always multiples of 8).
+        split_expansion, split_projection: groups to cut each expansion and projection into.
+    """
 
     alpha: float = 1.0
     channels: int = 3
@@ -237,13 +231,9 @@ class PlanOptions:
     split_projection: int = 1
 
     def __post_init__(self):
-        factor = ", the factor on every layer's width (published: 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)"
-        checked = {
-            "alpha": real_number("alpha", self.alpha, 0, above=True, note=factor),
-            "table": _checked_table(self.table),
-        }
-        for name in _WHOLE_NUMBERS:
-            checked[name] = whole_number(name, getattr(self, name))
+        note = ", the factor on every layer's width (published: 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)"
+        checked = {"alpha": real_number("alpha", self.alpha, 0, above=True, note=note), "table": _rows(self.table)}
+        checked |= {f.name: whole_number(f.name, getattr(self, f.name)) for f in fields(self) if f.type is int}
         stride = self.output_stride
         if stride is not None and whole_number("output_stride", stride) > 1 and stride % 2:
             raise ValueError(f"output_stride is {stride}: expected None, 1 or an even number (typically 8, 16 or 32).")
@@ -254,18 +244,8 @@ class PlanOptions:
         return make_divisible(channels * self.alpha, self.divisible_by, self.min_depth)
 
 
-_WHOLE_NUMBERS = (
-    "channels",
-    "stem_channels",
-    "last_channels",
-    "min_depth",
-    "divisible_by",
-    "split_expansion",
-    "split_projection",
-)
-
-
-def _checked_table(table: Iterable) -> tuple[Row, ...]:
+def _rows(table: Iterable) -> tuple[Row, ...]:
+    """The checked rows of a table."""
     try:
         rows = tuple(Row(*row) for row in table)
     except TypeError:
@@ -275,7 +255,7 @@ def _checked_table(table: Iterable) -> tuple[Row, ...]:
     if not rows:
         raise ValueError("table has no rows: expected at least one (t, c, n, s) as in TABLE_2.")
     for i, row in enumerate(rows):
-        for field, value in zip(Row._fields, row, strict=True):
+        for field, value in row._asdict().items():
             whole_number(f"{field} of row {i} of the table", value)
     return rows
 
@@ -286,18 +266,8 @@ def make_plan(alpha: float = 1.0, **options) -> Plan:
     Source: TF-Slim `mobilenet.mobilenet_base` (widths, strides, rates) and `mobilenet_v2.mobilenet` (last width).
 
     Args:
-        alpha: width multiplier, TF-Slim's `depth_multiplier`; any finite number above 0.
-        options: keyword arguments:
-
-            - channels (3): channels of the input image.
-            - table (`TABLE_2`): rows of (t, c, n, s).
-            - stem_channels (32), last_channels (1280): widths of the first and the last convolution at alpha = 1.
-            - output_stride (None): None, 1 or an even number. After the network's stride has reached it, strides become
-              dilation.
-            - finegrain_classification_mode (True): keep the last convolution at `last_channels` for alpha below 1.
-            - min_depth (8): least number of channels of a layer, expansions excepted.
-            - divisible_by (8): widths are multiples of it (expansions are always multiples of 8).
-            - split_expansion (1), split_projection (1): groups to cut each expansion and projection into.
+        alpha: width multiplier; any finite number above 0.
+        options: the other fields of `PlanOptions`.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what is expected.
@@ -308,7 +278,7 @@ def make_plan(alpha: float = 1.0, **options) -> Plan:
     def place(stride: int) -> tuple[int, int]:
         """The layer's (stride, rate): dilation takes over after the network's stride has reached `output_stride`."""
         nonlocal current_stride, rate
-        if chosen.output_stride is not None and current_stride == chosen.output_stride:
+        if current_stride == chosen.output_stride:
             placed = 1, rate
             rate *= stride
         else:
@@ -320,26 +290,17 @@ def make_plan(alpha: float = 1.0, **options) -> Plan:
     blocks: list[Block] = []
     inputs = stem.outputs
     for index, (t, c, n, s) in enumerate(chosen.table):
-        for repeat in range(n):
+        for stride in (s, *(n - 1) * (1,)):
             i = len(blocks)
+            name = f"expanded_conv_{i}" if i else "expanded_conv"
             # TF-Slim spells "no expansion" as an expansion to 1x the input, rounded by 1.
             hidden = make_divisible(inputs * t, 1 if t == 1 else EXPANSION_DIVISOR)
             outputs = chosen.width(c)
-            stride, block_rate = place(s if repeat == 0 else 1)
-            blocks.append(
-                Block(
-                    name=f"expanded_conv_{i}" if i else "expanded_conv",
-                    endpoint=f"layer_{i + 2}",
-                    row=index,
-                    inputs=inputs,
-                    hidden=hidden,
-                    outputs=outputs,
-                    stride=stride,
-                    rate=block_rate,
-                    expand=_pointwise("expand", inputs, hidden, chosen.split_expansion) if hidden > inputs else (),
-                    project=_pointwise("project", hidden, outputs, chosen.split_projection),
-                )
-            )
+            widens = hidden > inputs
+            expand = _pointwise(f"{name}/expand", inputs, hidden, chosen.split_expansion) if widens else ()
+            project = _pointwise(f"{name}/project", hidden, outputs, chosen.split_projection)
+            sizes = inputs, hidden, outputs
+            blocks.append(Block(name, f"layer_{i + 2}", index, *sizes, *place(stride), expand, project))
             inputs = outputs
     wide = chosen.last_channels
     if chosen.finegrain_classification_mode and chosen.alpha < 1:

@@ -144,11 +144,11 @@ def inverted_residual(x, block: Block, config: ConvConfig) -> Iterator[tuple]:
     """
     y = x
     if block.expand:
-        y = pointwise(x, block.expansion, f"{block.name}-expand", config)
+        y = pointwise(x, block.expand, f"{block.name}-expand", config)
         yield f"{block.endpoint}/expansion_output", y
     y = convolution(y, block.depthwise, config)
     yield f"{block.endpoint}/depthwise_output", y
-    y = pointwise(y, block.projection, f"{block.name}-project", config, linear=True)
+    y = pointwise(y, block.project, f"{block.name}-project", config, linear=True)
     if block.residual:
         y = layers.Add(name=f"{block.name}-add")([x, y])
     yield f"{block.endpoint}/output", y

@@ -143,16 +143,16 @@ def test_layers_chain_and_keep_the_rules(chosen):
 @given(options)
 def test_strides_turn_into_dilation_once_the_output_stride_is_reached(chosen):
     plan, target = make_plan(**chosen), chosen["output_stride"]
-    wanted = [2]
+    strides = [2]
     for row in chosen["table"]:
-        wanted += [row.s] + [1] * (row.n - 1)
+        strides += [row.s] + [1] * (row.n - 1)
     # What one step of the layer's input would be if every stride were kept.
-    reach = [math.prod(wanted[:i]) for i in range(len(wanted))]
-    start = reach.index(target) if target in reach else len(wanted)
+    reach = [math.prod(strides[:i]) for i in range(len(strides))]
+    start = reach.index(target) if target in reach else len(strides)
     placed = [(layer.stride, layer.rate) for layer in plan.layers[:-1]]
-    assert placed == [(s, 1) if i < start else (1, reach[i] // target) for i, s in enumerate(wanted)]
+    assert placed == [(s, 1) if i < start else (1, reach[i] // target) for i, s in enumerate(strides)]
     assert (plan.last.stride, plan.last.rate) == (1, 1)
-    assert plan.output_stride == (target if start < len(wanted) else math.prod(wanted))
+    assert plan.output_stride == (target if start < len(strides) else math.prod(strides))
 
 
 @given(alphas, st.booleans(), st.integers(8, 1280))
@@ -182,26 +182,26 @@ def test_split_parts_cover_the_whole_convolution(alpha, expansion, projection):
 
 def genuine_plan(record: dict):
     """The plan of a call to the genuine program, from its recorded arguments."""
-    given = {name: ast.literal_eval(value) for name, value in record["kwargs"].items() if "<" not in value}
+    arguments = {name: ast.literal_eval(value) for name, value in record["kwargs"].items() if "<" not in value}
     names = {"depth_multiplier": "alpha"}
     ignored = {"num_classes", "use_explicit_padding"}
-    kept = {names.get(name, name): value for name, value in given.items() if name not in ignored}
-    kept.setdefault("finegrain_classification_mode", False)
-    return make_plan(channels=record["input_shape"][3], **kept)
+    options = {names.get(name, name): value for name, value in arguments.items() if name not in ignored}
+    options.setdefault("finegrain_classification_mode", False)
+    return make_plan(channels=record["input_shape"][3], **options)
 
 
 def kernels(plan) -> list[tuple[str, list[int]]]:
     """TF-Slim names and shapes of the kernels of a plan, in creation order."""
-    found = []
+    shapes = []
     for layer in plan.layers:
         scope = f"MobilenetV2/{layer.name}"
         if not isinstance(layer, Block):
-            found.append((f"{scope}/weights", [layer.kernel, layer.kernel, layer.inputs, layer.outputs]))
+            shapes.append((f"{scope}/weights", [layer.kernel, layer.kernel, layer.inputs, layer.outputs]))
             continue
-        found += [(f"{scope}/{part.name}/weights", [1, 1, part.inputs, part.outputs]) for part in layer.expand]
-        found.append((f"{scope}/depthwise/depthwise_weights", [3, 3, layer.hidden, 1]))
-        found += [(f"{scope}/{part.name}/weights", [1, 1, part.inputs, part.outputs]) for part in layer.project]
-    return found
+        shapes += [(f"MobilenetV2/{part.name}/weights", [1, 1, part.inputs, part.outputs]) for part in layer.expand]
+        shapes.append((f"{scope}/depthwise/depthwise_weights", [3, 3, layer.hidden, 1]))
+        shapes += [(f"MobilenetV2/{part.name}/weights", [1, 1, part.inputs, part.outputs]) for part in layer.project]
+    return shapes
 
 
 def test_plans_are_those_of_the_genuine_program(testdata):

@@ -50,9 +50,9 @@ def detectors():
 @pytest.mark.parametrize(("name", "separable"), [("ssdlite", True), ("ssd", False)])
 def test_variables_are_tf_slims(testdata, detectors, name, separable):
     listed = json.loads((testdata / "golden" / "detection" / f"{name}_variables.json").read_text())
-    found = {name: list(variable.shape) for name, variable in variables(detectors(300, separable)).items()}
-    assert [list(item) for item in found.items()] == listed, "names and shapes in order of creation"
-    assert all(detectors(300, separable).get_layer(layer_name(name)).weights for name in found)
+    shapes = {name: list(variable.shape) for name, variable in variables(detectors(300, separable)).items()}
+    assert [list(item) for item in shapes.items()] == listed, "names and shapes in order of creation"
+    assert all(detectors(300, separable).get_layer(layer_name(name)).weights for name in shapes)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_equals_the_object_detection_api(testdata, detectors, file, prefix, side
     model = detectors(side, separable)
     batch = 1 if prefix else 2
     images = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, (batch, side, side, 3)).astype(np.float32)
-    taps = endpoints(model)
-    reader = keras.Model(model.input, [*(taps[name] for name in FEATURES), model.output])
+    tensors = endpoints(model)
+    reader = keras.Model(model.input, [*(tensors[name] for name in FEATURES), model.output])
     *features, outputs = reader(normalize_image(images), training=False)
 
     np.testing.assert_allclose(ssd_anchors((side, side, 3)), golden[f"{prefix}anchors"], rtol=0, atol=1e-6)

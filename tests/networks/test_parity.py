@@ -1,12 +1,13 @@
 """The builder against the genuine TF-Slim program, variable by variable and endpoint by endpoint."""
 
+import functools
 import zlib
 
 import keras
 import numpy as np
 import pytest
 
-from mnv2_keras import build_mobilenetv2, endpoints, make_plan
+from mnv2_keras import TABLE_2, build_mobilenetv2, endpoints, make_plan
 from mnv2_keras.convert.goldens import Golden, bundled_golden, name_rule_value, seeded_input
 from mnv2_keras.convert.names import classifier_shapes, layer_name, variables
 from mnv2_keras.convert.receipt import Receipt
@@ -74,7 +75,7 @@ def test_equals_tf_slim(testdata, tag):
             assert abs(float(getattr(ours, statistic)()) - stats[statistic]) <= span, (name, statistic)
     receipt = Receipt("model", tag, TOLERANCE, {})
     compare_with_golden(receipt, model, golden)
-    assert {each.endpoint for each in receipt.endpoints} == set(golden.outputs())
+    assert {comparison.endpoint for comparison in receipt.endpoints} == set(golden.outputs())
     assert receipt.passed, receipt.failure
 
 
@@ -101,25 +102,36 @@ def test_bundled_golden_is_the_genuine_one(testdata):
         assert file.stat().st_size <= 50 * 1024
 
 
+@pytest.fixture(scope="module")
+def free_size():
+    return fill_by_name(build_mobilenetv2(0.1, (None, None, 3), classes=11))
+
+
 @pytest.mark.parametrize("size", [32, 33, 49, 97, 100, 225, 299])
-def test_unknown_size_equals_fixed_size(size):
-    free = fill_by_name(build_mobilenetv2(0.35, (None, None, 3), classes=11))
-    fixed = fill_by_name(build_mobilenetv2(0.35, (size, size + 7, 3), classes=11))
+def test_unknown_size_equals_fixed_size(free_size, size):
+    fixed = build_mobilenetv2(0.1, (size, size + 7, 3), classes=11)
+    fixed.set_weights(free_size.get_weights())
     images = seeded_input((1, size, size + 7, 3))
-    np.testing.assert_allclose(free(images), fixed(images), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(free_size(images), fixed(images), rtol=0, atol=1e-6)
+
+
+@functools.cache
+def base_at_stride(stride, explicit):
+    """Every row of Table 2 with its stride, most of them with one repeat.
+
+    No two rows have the same width here: a block that loses its stride would gain a residual, as in TF-Slim.
+    """
+    table = [(t, c, 2 if c in (32, 160) else 1, s) for t, c, _, s in TABLE_2]
+    options = {"include_top": False, "explicit_padding": explicit, "divisible_by": 1, "min_depth": 1}
+    return fill_by_name(build_mobilenetv2(0.25, (65, 65, 3), output_stride=stride, table=table, **options))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_output_stride_is_dilation(stride, explicit):
     """Dilated features, read at every stride-th place, are the strided network's features."""
-    # No two rows have the same width here: a block that loses its stride would gain a residual, as in TF-Slim.
-    options = {"include_top": False, "explicit_padding": explicit, "divisible_by": 1, "min_depth": 1}
-    size = 65
-    dense = fill_by_name(build_mobilenetv2(0.25, (size, size, 3), output_stride=stride, **options))
-    sparse = fill_by_name(build_mobilenetv2(0.25, (size, size, 3), **options))
-    images = seeded_input((1, size, size, 3))
-    ours, strided = np.asarray(dense(images)), np.asarray(sparse(images))
+    size, images = 65, seeded_input((1, 65, 65, 3))
+    ours, strided = (np.asarray(base_at_stride(s, explicit)(images)) for s in (stride, None))
     assert ours.shape[1] == -(-size // stride)
     step = 32 // stride
     # 65 is odd at every level (65, 33, 17, 9, 5, 3), so that SAME pads alike on both sides and the grids coincide.
@@ -159,7 +171,9 @@ def test_manifest_without_building(options, classes):
 
 
 def test_names_go_both_ways():
-    model = build_mobilenetv2(0.35, (32, 32, 3), split_expansion=2, split_projection=2)
+    table = TABLE_2[:3]
+    model = build_mobilenetv2(1.0, (32, 32, 3), table=table, split_expansion=2, split_projection=2)
+    assert any("_part_1" in name for name in variables(model))
     layers = {layer_name(name) for name in variables(model)}
     assert layers == {layer.name for layer in model.layers if layer.weights}
     assert all("/" not in name and "." not in name for name in layers)

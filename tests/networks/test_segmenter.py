@@ -54,9 +54,9 @@ def test_equals_deeplab(runs, tag):
     for name, (genuine, steps, _) in outputs.items():
         assert every(values[name], steps).shape == genuine.shape, name
         np.testing.assert_allclose(every(values[name], steps), genuine, rtol=0, atol=2e-3, err_msg=name)
-    known = {name.split("/")[1] for name in arrays if name.startswith("features/")} & set(values)
-    assert {"layer_18", "concat_projection"} - {"concat_projection" if tag == "os32_bare" else ""} <= known
-    for name in known:
+    listed = {name.split("/")[1] for name in arrays if name.startswith("features/")} & set(values)
+    assert {"layer_18", "concat_projection"} - {"concat_projection" if tag == "os32_bare" else ""} <= listed
+    for name in listed:
         value, of = values[name], {key: arrays[f"features/{name}/{key}"] for key in ("shape", "mean", "std", "absmax")}
         assert list(value.shape) == list(of["shape"])
         figures = [value.mean(), value.std(), np.abs(value).max()]
@@ -99,10 +99,11 @@ def test_129_pixels(testdata):
     "options", [{}, {"output_stride": 8, "aspp_rates": (2,), "decoder": True, "aspp_separable": False}]
 )
 def test_unknown_size_equals_fixed_size(options):
-    free = fill_by_name(build_deeplabv3_mobilenetv2(0.35, (None, None, 3), classes=5, **options))
+    free = fill_by_name(build_deeplabv3_mobilenetv2(0.1, (None, None, 3), classes=5, **options))
     run = tf.function(free, input_signature=[tf.TensorSpec((None, None, None, 3))])
     for size in [(65, 65), (100, 131), (64, 49), (33, 200)]:
-        fixed = fill_by_name(build_deeplabv3_mobilenetv2(0.35, (*size, 3), classes=5, **options))
+        fixed = build_deeplabv3_mobilenetv2(0.1, (*size, 3), classes=5, **options)
+        fixed.set_weights(free.get_weights())
         assert fixed.output_shape == (None, *size, 5)
         images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
         np.testing.assert_allclose(run(images), fixed(images), rtol=0, atol=2e-4)
@@ -114,10 +115,10 @@ def test_unknown_size_equals_fixed_size(options):
 ])  # fmt: skip
 def test_endpoints(options, names):
     model = build_deeplabv3_mobilenetv2(0.35, (129, 97, 3), **options)
-    taps = endpoints(model)
-    assert {"layer_1", "layer_4/depthwise_output", "layer_18", *names} <= set(taps)
-    assert "layer_19" not in taps
-    assert list(taps)[-1] == "logits/semantic"
+    tensors = endpoints(model)
+    assert {"layer_1", "layer_4/depthwise_output", "layer_18", *names} <= set(tensors)
+    assert "layer_19" not in tensors
+    assert list(tensors)[-1] == "logits/semantic"
     info = feature_info(model)
     assert info["logits/semantic"].stride == (4 if options else 16)
     assert info["layer_18"].stride == options.get("output_stride", 16)
@@ -131,7 +132,7 @@ def test_resize_is_tf1s(small, large, monkeypatch):
     like = np.zeros((2, *large, 1), np.float32)
     expected = tf.compat.v1.image.resize_bilinear(x, large, align_corners=True)
     np.testing.assert_array_equal(ResizeLike()([x, like]), expected)
-    monkeypatch.setattr(keras.config, "backend", lambda: "another")  # the road of JAX and PyTorch
+    monkeypatch.setattr(keras.config, "backend", lambda: "another")  # as JAX and PyTorch compute it
     np.testing.assert_allclose(ResizeLike()([x, like]), expected, rtol=0, atol=1e-5)
 
 
@@ -146,15 +147,15 @@ def test_labels_are_the_largest_class(monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"aspp_rates": (2, 4), "decoder": True}])
 def test_files(tmp_path, options):
-    model = fill_by_name(build_deeplabv3_mobilenetv2(0.35, (65, 49, 3), **options))
-    image = np.random.default_rng(2).uniform(-1, 1, (1, 65, 49, 3)).astype(np.float32)
+    model = fill_by_name(build_deeplabv3_mobilenetv2(0.1, (33, 25, 3), **options))
+    image = np.random.default_rng(2).uniform(-1, 1, (1, 33, 25, 3)).astype(np.float32)
     expected = model(image)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded(image), expected, atol=1e-5)
     assert list(endpoints(loaded)) == list(endpoints(model))
     model.save_weights(tmp_path / "model.weights.h5")
-    again = build_deeplabv3_mobilenetv2(0.35, (65, 49, 3), weights=tmp_path / "model.weights.h5", **options)
+    again = build_deeplabv3_mobilenetv2(0.1, (33, 25, 3), weights=tmp_path / "model.weights.h5", **options)
     np.testing.assert_allclose(again(image), expected, atol=1e-5)
 
 
@@ -171,7 +172,7 @@ def test_mixed_precision():
 
 
 def test_initial_weights():
-    found = variables(build_deeplabv3_mobilenetv2(0.5, (65, 65, 3), aspp_rates=(6,), classes=400))
+    initial = variables(build_deeplabv3_mobilenetv2(0.5, (65, 65, 3), aspp_rates=(6,), classes=400))
     deviations = {
         "logits/semantic/weights": 0.01,
         "aspp1_depthwise/depthwise_weights": 0.33,
@@ -180,9 +181,9 @@ def test_initial_weights():
     }
     for name, stddev in deviations.items():
         # Cut at two deviations, a normal keeps 0.88 of its own.
-        assert found[name].numpy().std() == pytest.approx(0.8796 * stddev, rel=0.1), name
+        assert initial[name].numpy().std() == pytest.approx(0.8796 * stddev, rel=0.1), name
     glorot = np.sqrt(6 / (160 + 256))
-    assert np.abs(found["aspp0/weights"].numpy()).max() == pytest.approx(glorot, rel=0.01)
+    assert np.abs(initial["aspp0/weights"].numpy()).max() == pytest.approx(glorot, rel=0.01)
 
 
 @pytest.mark.parametrize(
