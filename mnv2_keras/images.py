@@ -1,4 +1,4 @@
-"""Photos on disk: find them, and read each as the upright 8-bit RGB pixels a viewer shows."""
+"""Photos on disk: finding them, and reading each as upright 8-bit RGB pixels."""
 
 import io
 import os
@@ -25,26 +25,26 @@ _UPRIGHT = {
 
 
 class ImageError(ValueError):
-    """A file is there but is no picture that can be used; the message names it and says what to do."""
+    """A file exists but cannot be used as a picture; the message names it and says what to do."""
 
 
 def read_image(source: ImageSource) -> np.ndarray:
     """Read one picture as RGB.
 
-    JPEG, PNG, BMP, WebP, GIF (its first frame) and what else Pillow knows. Plain pictures come out exactly as Pillow's
-    `Image.open(source).convert("RGB")` has them. Beyond that the EXIF orientation is applied, transparent pictures are
-    laid on white, and 16-bit ones keep their high byte (Pillow by itself clips a greyscale one to 255).
+    JPEG, PNG, BMP, WebP, GIF (the first frame) and Pillow's other formats. The pixels equal those of Pillow's
+    `Image.open(source).convert("RGB")`; besides, the EXIF orientation is applied, transparent pictures are put on white, and
+    16-bit ones keep their high byte (Pillow clips a greyscale one to 255).
 
     Args:
-        source: a path, the bytes of a file, or an image Pillow has opened.
+        source: a path, the bytes of a file, or an opened PIL image.
 
     Returns:
         uint8 (H, W, 3), read-only.
 
     Raises:
         FileNotFoundError: no such file.
-        ImageError: a folder, an empty, truncated or unreadable file, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89
-            million unless changed: where Pillow begins to suspect a decompression bomb), or pixels of no known range.
+        ImageError: a folder, an empty, truncated or unreadable file, more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million
+            by default), or pixels of an unknown range.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the PIL image")
@@ -62,13 +62,10 @@ def read_image(source: ImageSource) -> np.ndarray:
 
 
 def grey_photo(image) -> np.ndarray:
-    """A photo's brightness, as Pillow weighs the colours (ITU-R 601); an array in grey as it is.
+    """The brightness of a photo with Pillow's weights (ITU-R 601): uint8 (H, W); an array in grey is returned unchanged.
 
     Args:
-        image: as `read_image` takes it, or an array.
-
-    Raises:
-        FileNotFoundError, ImageError: as in `read_image`.
+        image: as in `read_image`, with its errors; or an array.
     """
     if isinstance(image, ImageSource):
         image = read_image(image)
@@ -89,18 +86,15 @@ def _decode(source: BinaryIO | Image.Image, name: str) -> np.ndarray:
         raise _giant(name, str(error)) from error
     except Image.UnidentifiedImageError as error:
         source.seek(0)
-        fault = (
-            "is not an image Pillow can read: convert it to JPEG or PNG"
-            if source.read(1)
-            else "is empty: copy it again"
-        )
+        empty = not source.read(1)
+        fault = "is empty: copy it again" if empty else "is not an image Pillow can read: convert it to JPEG or PNG"
         raise ImageError(f"{name} {fault}.") from error
-    except Exception as error:  # decoders raise whatever they stumble upon: OSError, SyntaxError, struct.error...
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
         raise ImageError(f"{name} is truncated or damaged ({error}): copy or download it again.") from error
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
-    """Pillow only warns between its limit and twice that; one limit is easier to live with."""
+    """Refuse more pixels than Pillow's limit, where Pillow only warns up to twice of it."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
         raise _giant(name, f"{size[0]} x {size[1]} pixels, over the limit of {limit}")
@@ -136,24 +130,18 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     pixels = np.asarray(image)
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
         raise ImageError(
-            f"{name} holds {pixels.dtype} pixels from {pixels.min()} to {pixels.max()}, whose black and white nobody "
-            "can know: save it with 8 or 16 bits per channel."
+            f"{name} holds {pixels.dtype} pixels from {pixels.min()} to {pixels.max()}, expected 0 to 255 or 0 to 65535: save it "
+            "with 8 or 16 bits per channel."
         )
     return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
-    """The image files meant by some files and folders.
-
-    A file is taken as it is, whatever its name. A folder stands for every file below it whose suffix is in
-    `IMAGE_SUFFIXES` (in any case), sorted by path; hidden files and folders are passed over, links to folders are not
-    followed.
+    """The image files in some files and folders, in the order of the arguments.
 
     Args:
-        paths: one path or several.
-
-    Returns:
-        The files, in the order the paths were given.
+        paths: one path or several. A file is returned whatever its name. A folder gives the files below it with a suffix of
+            `IMAGE_SUFFIXES` (in any case), sorted by path, without hidden files and folders; links to folders are not followed.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -169,20 +157,15 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"There is no image or folder {path}: check the path.")
     if not path.is_dir():
         return [path]
-    files = sorted(_images_below(path))
-    if not files:
-        raise ImageError(
-            f"The folder {path} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are looked for."
-        )
-    return files
-
-
-def _images_below(folder: Path) -> Iterable[Path]:
-    for parent, folders, names in os.walk(folder, onerror=_raise):
+    files = []
+    for parent, folders, names in os.walk(path, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)
+        names = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        files += [Path(parent, name) for name in names]
+    if not files:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ImageError(f"The folder {path} holds no images: expected files ending in {suffixes}.")
+    return sorted(files)
 
 
 def _raise(error: OSError) -> None:

@@ -1,18 +1,19 @@
-"""What the classes are called: ImageNet, Pascal VOC and COCO, and probabilities put into words."""
+"""Labels of ImageNet, Pascal VOC and COCO, and the best classes of a network's scores."""
 
 import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from mnv2_keras.checks import whole_number
+
 
 class Prediction(NamedTuple):
-    """One class a model names: its index in the model's output, its label and its score."""
+    """A class: its index in the model's output, its label and its score."""
 
     index: int
     label: str
@@ -28,15 +29,15 @@ def imagenet_labels(classes: int = 1001) -> tuple[str, ...]:
     """The ImageNet (ILSVRC 2012) labels in the order of a classifier's outputs.
 
     Args:
-        classes: 1001 as TF-Slim's checkpoints have them (index 0 is "background", 1 is "tench, Tinca tinca"),
-            or 1000 without the background, as Keras Applications counts (0 is "tench, Tinca tinca").
+        classes: 1001 as in TF-Slim's checkpoints (index 0 is "background", 1 is "tench, Tinca tinca"), or 1000 without the
+            background, as in Keras Applications.
 
     Raises:
         ValueError: any other number of classes.
     """
     if classes not in (1000, 1001):
         raise ValueError(
-            f"ImageNet has no list of {classes} labels: ask for 1001 (index 0 is the background) or 1000 (without it)."
+            f"ImageNet has no list of {classes} labels: expected 1001 (index 0 is the background) or 1000 (without it)."
         )
     return _lines("imagenet")[-classes:]
 
@@ -47,10 +48,9 @@ def voc_labels() -> tuple[str, ...]:
 
 
 def coco_labels() -> dict[int, str]:
-    """The labels of COCO by their published id: 80 names with ids 1 to 90.
+    """The labels of COCO by their published id: 80 names with ids 1 to 90; id 0 is the background.
 
-    Ten ids (12, 26, 29, 30, 45, 66, 68, 69, 71 and 83) were dropped from the published set, though detectors trained on
-    it keep an output for them: `coco_labels().get(id)` is None there. Id 0 is the background.
+    Ten ids (12, 26, 29, 30, 45, 66, 68, 69, 71, 83) have no label, though detectors have an output for them.
     """
     return {int(number): label for number, label in (line.split(" ", 1) for line in _lines("coco"))}
 
@@ -77,11 +77,9 @@ def published_labels(task: str, classes: int) -> tuple[str, ...] | None:
 
 
 def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
-    """The lines of `labels.txt` in the folder of a `.keras` or `.tflite` file, as this package's trainings leave it.
+    """The lines of `labels.txt` in the folder of a `.keras` or `.tflite` file, as this package's trainings write it.
 
-    Args:
-        weights: a path; anything else has no labels beside it.
-        classes: of the network; a file of another number of lines belongs to something else.
+    None for other weights, and for a file whose number of lines is not `classes`.
     """
     path = Path(weights) if isinstance(weights, str | os.PathLike) else None
     if path is None or path.suffix not in (".keras", ".tflite"):
@@ -90,7 +88,7 @@ def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     try:
         labels = tuple(file.read_text("utf-8-sig").splitlines()) if file.is_file() else ()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error}): save it as UTF-8.") from error
+        raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8.") from error
     return labels if len(labels) == classes else None
 
 
@@ -98,25 +96,23 @@ def decode_predictions(probs, top: int = 5, labels: Sequence[str] | None = None)
     """The best classes of each image, best first.
 
     Args:
-        probs: (B, classes) or (classes,) scores of one or several images, anything NumPy can read; probabilities or
-            logits.
-        top: how many classes to name, at least 1; all of them when there are fewer.
-        labels: one label per class. By default ImageNet's, when there are 1001 (with background) or 1000 classes.
+        probs: (B, classes) or (classes,) probabilities or logits, an array or what NumPy makes one of.
+        top: number of classes per image, at least 1; all of them if there are fewer.
+        labels: one label per class; by default ImageNet's for 1001 or 1000 classes.
 
     Returns:
-        One list per image (also for a single row) of `Prediction(index, label, score)`, in descending order of score,
-        the lower index first where scores are equal. The index counts from 0 in the given array.
+        One list per image (also for a single row) of `Prediction(index, label, score)` by descending score; of equal scores the
+        lower index comes first.
 
     Raises:
-        ValueError: another rank, NaN, `top` below 1, or labels that do not match the number of classes.
+        ValueError: another rank, NaN, `top` below 1, or a number of labels other than that of the classes.
     """
     scores = np.asarray(probs, np.float64)
     if scores.ndim not in (1, 2):
         raise ValueError(f"decode_predictions takes scores of shape (B, classes) or (classes,), not {scores.shape}.")
     scores = np.atleast_2d(scores)
     classes = scores.shape[1]
-    if isinstance(top, bool) or not isinstance(top, Integral) or top < 1:
-        raise ValueError(f"top is {top!r}: ask for a whole number of classes, at least 1.")
+    top = whole_number("top", top, 1)
     if labels is None:
         if classes not in (1000, 1001):
             raise ValueError(

@@ -39,7 +39,7 @@ def test_imagenet_names_what_the_goldens_saw(testdata):
 
 @pytest.mark.parametrize("classes", [0, 21, 999, 1002])
 def test_imagenet_has_no_other_lists(classes):
-    with pytest.raises(ValueError, match=f"no list of {classes} labels: ask for 1001"):
+    with pytest.raises(ValueError, match=f"no list of {classes} labels: expected 1001"):
         imagenet_labels(classes)
 
 
@@ -126,7 +126,7 @@ def test_tensors_are_read():
         (np.ones((2, 2, 1001)), {}, r"not \(2, 2, 1001\)"),
         (np.float32(1), {}, r"not \(\)"),
         (np.ones(1001), {"top": 0}, "top is 0"),
-        (np.ones(1001), {"top": 2.5}, "top is 2.5: ask for a whole number"),
+        (np.ones(1001), {"top": 2.5}, "top is 2.5: expected a whole number"),
         (np.array([[0, 1], [np.nan, 1]]), {"labels": "ab"}, "scores of image 1 hold NaN"),
     ],
 )

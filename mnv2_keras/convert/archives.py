@@ -1,4 +1,4 @@
-"""Archives from elsewhere, unpacked without trust."""
+"""Archives, unpacked without trust in their content."""
 
 import gzip
 import shutil
@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-#: No member of an official archive comes near this size; a larger one is a bomb or of another kind.
+#: Larger than any member of an official archive, and than any official archive.
 MAX_MEMBER_BYTES = 512 * 2**20
 MAX_ARCHIVE_BYTES = 2 * 2**30
 
@@ -20,19 +20,12 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200]
 
 
-def _is_useful(name: str) -> bool:
-    """Members worth the disk: variables, graphs, and what names the resolution; never the training graph."""
-    return not name.endswith((".meta", ".pbtxt")) or name.endswith("_eval.pbtxt")
-
-
 def extract(archive: Path, folder: Path) -> None:
     """Unpack the plain files of a .tgz, .tar.gz or .tar into a folder, flat.
 
-    Nothing in an archive is trusted: a member that is a link or a device, that has an absolute name or `..` in it, or that
-    is larger than any official one, makes the whole archive refused.
-
     Raises:
-        ValueError: the archive is damaged or unsafe; the message says which.
+        ValueError: the archive is damaged; or unsafe: a member is a link or a device, has an absolute name or `..` in it, or is
+            larger than any official one.
     """
     total = 0
     try:
@@ -57,7 +50,8 @@ def extract(archive: Path, folder: Path) -> None:
                         "official archives. If you trust it, unpack it yourself and pass the folder."
                     )
                 target = folder / path.name
-                if not _is_useful(path.name) or path.name.startswith("."):
+                training_graph = path.name.endswith((".meta", ".pbtxt")) and not path.name.endswith("_eval.pbtxt")
+                if training_graph or path.name.startswith("."):
                     continue
                 if target.exists():
                     raise ValueError(
@@ -67,5 +61,5 @@ def extract(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, sink, 2**20)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{archive} is not a whole .tgz or .tar.gz archive ({first_line(error)}). {FETCH_AGAIN}"
+            f"{archive} is not a complete .tgz or .tar.gz archive ({first_line(error)}). {FETCH_AGAIN}"
         ) from error

@@ -1,10 +1,9 @@
-"""Outputs of the genuine programs, kept as files; and the rule that gives their networks' variables values.
+"""Goldens: outputs of the genuine programs in files; and the rule that gives a variable its value from its name.
 
-A golden is `TAG.json` next to `TAG.npz`. The JSON holds `task` (classification where it is missing), `kwargs` (arguments of the
-call), `input_shape`, `input` ("pixels" for noise from 0 to 255 that is then normalised, else noise in [-1, 1)), `variables` [name,
-shape] in order of creation, `endpoints` (statistics, at least min and max), and `steps`: for each array, every how many values
-are kept along each axis. Without `steps`, large arrays are kept as `subsample` does. The arrays are called `net`, `ep:ENDPOINT`,
-or by the name of the output.
+A golden is `TAG.json` next to `TAG.npz`. The JSON holds `task` (default: classification), `kwargs` (arguments of the call),
+`input_shape`, `input` ("pixels" for noise from 0 to 255 that is then normalised, else noise in [-1, 1)), `variables` [name, shape]
+in order of creation, `endpoints` (statistics, at least min and max), and `steps`: the stride of each array along each axis. Without
+`steps`, large arrays are reduced as by `subsample`. The arrays are called `net`, `ep:ENDPOINT`, or by the name of the output.
 """
 
 import ast
@@ -31,7 +30,7 @@ _OPTIONS = {
 
 
 def name_rule_value(name: str, shape) -> np.ndarray:
-    """Value of a variable by its TF-Slim name: float32, the same on every machine, sized so that activations stay sane."""
+    """Value of a variable by its TF-Slim name: float32, the same on every machine, scaled so that activations stay moderate."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     leaf = name.split("/")[-1]
     if leaf in ("gamma", "moving_variance"):
@@ -50,7 +49,7 @@ def seeded_input(shape) -> np.ndarray:
 
 
 def subsample(array: np.ndarray, channels: int = 8) -> np.ndarray:
-    """About 7 x 7 places and `channels` channels of a map, at regular steps."""
+    """About 7 x 7 positions and `channels` channels of a map, at regular strides."""
     _, h, w, c = array.shape
     return array[:, :: max(1, h // 7), :: max(1, w // 7), :: max(1, c // channels)]
 
@@ -105,14 +104,14 @@ class Golden:
         return options | shape | {"include_top": not base}
 
     def input(self) -> np.ndarray:
-        """The images the run was given, float32 in [-1, 1)."""
+        """The images of the run, float32 in [-1, 1)."""
         if self.about.get("input") == "pixels":
             pixels = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, self.about["input_shape"])
             return normalize_image(pixels.astype(np.float32))
         return seeded_input(self.about["input_shape"])
 
     def outputs(self) -> dict[str, np.ndarray]:
-        """What the run put out: endpoints and outputs, subsampled where they are large."""
+        """Endpoints and outputs of the run, subsampled where they are large."""
         try:
             with self.path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name.removeprefix("ep:"): arrays[name] for name in arrays.files}
@@ -122,7 +121,7 @@ class Golden:
             ) from error
 
     def value_range(self, endpoint: str, array: np.ndarray) -> float:
-        """max - min of the whole endpoint (the array may be subsampled)."""
+        """max - min of the complete endpoint (the array may be subsampled)."""
         stats = self.about["endpoints"].get(endpoint)
         return stats["max"] - stats["min"] if stats else float(array.max() - array.min())
 

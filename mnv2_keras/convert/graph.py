@@ -1,25 +1,12 @@
-"""A frozen TensorFlow graph: its input, its constants, and what comes out of any of its nodes."""
+"""A frozen TensorFlow graph: its input, its constants, and the values of its nodes."""
 
 from pathlib import Path
 
 import numpy as np
 
-#: Ops that reach outside the graph: no network has them, and a file from elsewhere must not use them here.
-_FORBIDDEN = {
-    "ReadFile",
-    "WriteFile",
-    "MatchingFiles",
-    "PyFunc",
-    "PyFuncStateless",
-    "EagerPyFunc",
-    "Save",
-    "SaveV2",
-} | {
-    "Restore",
-    "RestoreV2",
-    "MergeV2Checkpoints",
-    "LoadLibrary",
-}
+#: Operators that reach outside the graph; no network needs them.
+_FORBIDDEN = {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "Save", "SaveV2"}
+_FORBIDDEN |= {"Restore", "RestoreV2", "MergeV2Checkpoints", "LoadLibrary"}
 
 #: Nodes that hold an endpoint of a block, tried in this order (graph transforms drop the identities).
 _BLOCK_NODES = {
@@ -80,7 +67,7 @@ class FrozenGraph:
         return tuple(dim.size if dim.size > 0 else None for dim in shape.dim) or (None,) * 4
 
     def constants(self) -> dict[str, np.ndarray]:
-        """Every float constant, by node name; in an unfolded graph these are the variables."""
+        """The float constants by node name; in an unfolded graph these are the variables."""
         import tensorflow as tf
 
         return {
@@ -106,7 +93,7 @@ class FrozenGraph:
                     ) from error
 
     def endpoint_nodes(self, endpoints, root: str) -> dict[str, str]:
-        """The node of each endpoint this graph still has, keeping the endpoints' order."""
+        """The node of each endpoint that this graph has, in the order of the endpoints."""
         last = f"layer_{max((int(name[6:]) for name in endpoints if name[6:].isdigit()), default=0)}"
         has_last = f"{root}/Conv_1/Relu6" in self.nodes
         nodes = {}

@@ -19,7 +19,7 @@ _ROUNDINGS = ((8, 8), (1, 1), (16, 8))
 
 @dataclass(frozen=True)
 class InferredArchitecture:
-    """What the shapes say.
+    """A backbone, as its shapes show it.
 
     Attributes:
         options: arguments of `make_plan` and `normalization`, enough to build the same backbone.
@@ -45,7 +45,7 @@ class InferredArchitecture:
 
     @property
     def alpha(self) -> float | None:
-        """The width multiplier; None when the widths are no multiple of Table 2's."""
+        """The width multiplier; None if the widths are not a multiple of Table 2's."""
         return None if "table" in self.options else self.options["alpha"]
 
     @property
@@ -60,7 +60,7 @@ class InferredArchitecture:
 
 
 def _alphas(hint: str):
-    """Candidates, the likeliest first: what the file's name says, the published ones, then every hundredth, round ones first."""
+    """Candidates: from the file's name, the published ones, then multiples of 0.1, 0.05 and 0.01 up to 4."""
     match = _ALPHA_IN_NAME.search(hint)
     if match:
         yield float(match[1]) if match[1] else int(match[2]) / 10
@@ -69,7 +69,7 @@ def _alphas(hint: str):
 
 
 def _widths(shapes: Shapes, root: str) -> list[tuple[int, int]]:
-    """(hidden, outputs) of every whole block, in order; the network may end within the next one."""
+    """(hidden, outputs) of every complete block, in order; the network may end within the next one."""
     hidden, outputs = {}, {}
     block = re.compile(rf"{root}/expanded_conv(?:_(\d+))?/(depthwise/depthwise_weights|project(?:_part_\d+)?/weights)$")
     for name, shape in shapes.items():
@@ -86,7 +86,7 @@ def _widths(shapes: Shapes, root: str) -> list[tuple[int, int]]:
 
 
 def _end(shapes: Shapes, root: str, count: int) -> str:
-    """The endpoint at which a network without `Conv_1` ends: after `count` whole blocks, or within the next one."""
+    """The endpoint at which a network without `Conv_1` ends: after `count` blocks, or within the next one."""
     scope = f"{root}/expanded_conv_{count}"
     if f"{scope}/depthwise/depthwise_weights" in shapes:
         return f"layer_{count + 2}/depthwise_output"
@@ -96,19 +96,16 @@ def _end(shapes: Shapes, root: str, count: int) -> str:
 
 
 def _ways(shapes: Shapes, kind: str) -> int:
-    """Groups of the split expansions or projections: the most parts any of them has."""
+    """Groups of the split expansions or projections: the largest number of parts."""
     return 1 + max((int(m[1]) for name in shapes if (m := re.search(rf"/{kind}_part_(\d+)/", name))), default=0)
 
 
 def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture | None:
-    """Work out the network from the names and shapes of its variables.
+    """The network of variables with these names and shapes; None if it is not MobileNetV2.
 
     Args:
         shapes: variables of the network itself, without optimiser slots.
         hint: the file's name, to choose between alphas of equal widths.
-
-    Returns:
-        None when the variables are not MobileNetV2's.
     """
     root = DETECTOR if any(name.startswith(DETECTOR) for name in shapes) else CLASSIFIER
     stem, widths = shapes.get(f"{root}/Conv/weights"), _widths(shapes, root)
@@ -128,18 +125,18 @@ def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture |
     def fits(options: dict) -> bool:
         try:
             plan = make_plan(channels=stem[2], **options)
-        except ValueError:  # no plan has such splits or sizes
+        except ValueError:
             return False
         if plan.stem.outputs != stem[3] or [(b.hidden, b.outputs) for b in plan.blocks[:count]] != widths:
             return False
-        # What comes after the end need not be there; what is there has to fit.
+        # Variables after the end may be missing; those that exist have to fit.
         return all(
             shapes.get(name) == shape
             for name, shape in backbone_shapes(plan, normalization, root).items()
             if end is None or depth(name)[0] < count or name in shapes
         )
 
-    def found(options: dict, strides_known: bool) -> InferredArchitecture:
+    def architecture(options: dict, strides_known: bool) -> InferredArchitecture:
         classes = logits and logits[3]
         return InferredArchitecture(
             options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known
@@ -156,15 +153,15 @@ def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture |
                         "divisible_by": divisible_by,
                     }
                     if fits(options):
-                        return found(options, strides_known=True)
+                        return architecture(options, strides_known=True)
     options = fixed | _own_widths(stem[3], widths, last)
-    return found(options, strides_known=count == blocks) if fits(options) else None
+    return architecture(options, strides_known=count == blocks) if fits(options) else None
 
 
 def _own_widths(stem: int, widths: list[tuple[int, int]], last) -> dict:
-    """Options that spell the widths out, for tables other than the paper's and alphas nobody uses.
+    """Options with explicit widths, for other tables than the paper's and unusual alphas.
 
-    Shapes do not hold strides: Table 2's are assumed where the number of blocks is Table 2's, none otherwise.
+    Shapes do not hold strides: they are Table 2's if the number of blocks is, else 1.
     """
     strides = [row.s if i == 0 else 1 for row in TABLE_2 for i in range(row.n)]
     if len(widths) != len(strides):
@@ -223,8 +220,6 @@ def infer_detector(shapes: Shapes, name: object) -> dict:
 def infer_segmenter(shapes: Shapes, hint: str) -> dict:
     """Arguments of `build_deeplabv3_mobilenetv2`, and `channels` and the number of atrous `branches`.
 
-    Size, output stride and dilations are not in the variables.
-
     Args:
         shapes: variables of the network itself.
         hint: the file's name, to choose between alphas of equal widths, and for the message.
@@ -235,7 +230,7 @@ def infer_segmenter(shapes: Shapes, hint: str) -> dict:
     backbone = infer_architecture(shapes, hint)
     if backbone is None or backbone.alpha is None:
         raise ValueError(
-            f"{hint} holds a segmentation network on a backbone whose widths are no multiple of Table 2's: only DeepLab on "
+            f"{hint} holds a segmentation network on a backbone whose widths are not a multiple of Table 2's: only DeepLab on "
             "MobileNetV2 with a width multiplier can be converted."
         )
     return {

@@ -1,4 +1,4 @@
-"""What a verification compared, and how it came out: the receipt."""
+"""The receipt of a verification: what was compared, and the result."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from mnv2_keras import __version__
 from mnv2_keras.atomic import write_text
 
-#: A difference below this is float noise of numbers near zero, whatever the range.
+#: Smallest range: differences of numbers near zero are float noise.
 _TINY = 1e-12
 
 
@@ -29,21 +29,21 @@ class Difference:
 
 @dataclass
 class Receipt:
-    """What was compared with what, and how it came out.
+    """What was compared with what, and the result.
 
     Attributes:
         checkpoint: name of the file that was converted.
         reference: what it was compared with.
         tolerance: largest range-relative difference that passes.
         sha256: of the checkpoint's and the reference's files.
-        versions: of Python and the packages that took part.
+        versions: of Python and of the packages used.
         endpoints: the differences, in network order.
         constants: variables compared bit for bit with the frozen graph's constants.
         different_constants: those that differ.
         top1, top5: share of the images with the same first class, and the same five in order; None without a classifier.
-        pixels: share of the pixels with the same label, of several runs the least; None without a segmenter.
+        pixels: share of the pixels with the same label, the lowest of several runs; None without a segmenter.
         images: number of images compared.
-        failure: what went wrong first, or None.
+        failure: the first failure, or None.
     """
 
     checkpoint: str
@@ -62,12 +62,12 @@ class Receipt:
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared and all of it agreed."""
+        """Whether something was compared and all values agreed."""
         return self.failure is None and bool(self.endpoints)
 
     @property
     def worst(self) -> Difference | None:
-        """The endpoint that is furthest from the genuine one, relative to its range."""
+        """The endpoint with the largest difference relative to its range."""
         return max(self.endpoints, key=lambda difference: difference.range_relative, default=None)
 
     def as_dict(self) -> dict:
@@ -86,7 +86,7 @@ class Receipt:
         self.failure = self.failure or reason
 
     def compare(self, endpoint: str, ours: np.ndarray, genuine: np.ndarray, value_range: float | None = None) -> None:
-        """Add one endpoint; the first that is too far off is the receipt's failure."""
+        """Add one endpoint; the first with too large a difference is the receipt's failure."""
         if ours.shape != genuine.shape:
             self.endpoints.append(Difference(endpoint, float("inf"), float("inf"), False))
             return self.fail(f"{endpoint} has shape {ours.shape}, the genuine one {genuine.shape}.")
@@ -99,12 +99,12 @@ class Receipt:
         if not passed:
             self.fail(
                 f"{endpoint} is off by {max_abs:.3g}, {relative:.2g} of its range; at most {self.tolerance:g} passes. It is the "
-                "first endpoint that went wrong: check the layers that lead to it."
+                "first endpoint that differs: check the layers before it."
             )
         return None
 
     def compare_constants(self, ours: dict[str, np.ndarray], genuine: dict[str, np.ndarray]) -> None:
-        """Hold the converted weights against a frozen graph's constants, bit for bit, where the names are kept."""
+        """Compare the converted weights with a frozen graph's constants, bit for bit, where the graph has their names."""
         for name, value in ours.items():
             if name in genuine:
                 self.constants += 1
@@ -133,6 +133,6 @@ class Receipt:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python, and the packages that decode photos and count."""
+    """Versions of this package, Python and the packages that compute."""
     packages = ("tensorflow", "keras", "numpy", "pillow", "ai-edge-litert")
     return {"mnv2_keras": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""Where weights come from: the one form that every reader of files gives them."""
+"""The form of weights that every reader of files returns."""
 
 import hashlib
 import re
@@ -15,20 +15,18 @@ _RESOLUTION = re.compile(r"mobilenet_v2_[\d.]+_(\d{2,4})(?!\d)|quantized_v2_(\d{
 
 @dataclass(frozen=True)
 class Source:
-    """Weights of one network under TF-Slim's names: their shapes at once, their arrays on demand.
-
-    A reader in `convert.sources` makes it; nothing after it depends on the kind of file.
+    """Weights of one network under TF-Slim's names: shapes at once, arrays on demand.
 
     Attributes:
-        path: what the user named, for messages.
-        file: the file inside, such as a checkpoint's prefix, perhaps in a temporary folder.
-        shapes: shape of every variable in the file, optimiser slots and counters included.
+        path: the user's path, for messages.
+        file: the file inside, such as a checkpoint's prefix, possibly in a temporary folder.
+        shapes: shape of every variable in the file, with optimiser slots and counters.
         read: from a name to its array; may raise any error.
         frozen_graph: the genuine program's graph next to it, or None.
         sha256: of the files that hold the variables, by file name.
-        facts: arguments of the network's builder that the file states, such as `input_shape`, `output_stride`, `aspp_rates`.
-        labels: names of the classes, where the file has them.
-        folded: whether batch norms were folded into the kernels, so that a new head cannot be trained on them.
+        facts: arguments of the network's builder that the file holds, such as `input_shape`, `output_stride`, `aspp_rates`.
+        labels: names of the classes, if the file has them.
+        folded: whether batch norms are folded into the kernels; a new head cannot be trained on them.
     """
 
     path: Path
@@ -43,31 +41,27 @@ class Source:
 
     @classmethod
     def of_arrays(cls, path: Path, arrays: Mapping[str, np.ndarray], **fields) -> "Source":
-        """Arrays that are in memory already; `fields` are the other attributes."""
+        """A source of arrays in memory; `fields` are the other attributes."""
         fields = {"file": path} | fields
         return cls(path, shapes={name: np.shape(a) for name, a in arrays.items()}, read=arrays.__getitem__, **fields)
 
     def array(self, name: str) -> np.ndarray:
-        """One variable.
-
-        Raises:
-            ValueError: the file does not hold it in one piece.
-        """
+        """One variable; ValueError if the file is damaged there."""
         try:
             return self.read(name)
-        except Exception as error:  # TensorFlow raises whatever its C++ side names: all of them mean an unreadable file
+        except Exception as error:  # TensorFlow raises many kinds: all mean an unreadable file
             raise ValueError(
                 f"{self.path}: variable {name} cannot be read ({first_line(error)}). {FETCH_AGAIN}"
             ) from error
 
     @property
     def hint(self) -> str:
-        """The names of the files, which may tell alpha and resolution."""
+        """The names of the files, which may hold alpha and resolution."""
         return self.file.name + self.path.name
 
     @property
     def resolution(self) -> int | None:
-        """Side of the square input in pixels, from the name of the file; None when the name does not tell."""
+        """Side of the square input in pixels, from the name of the file; None if the name does not hold it."""
         for path in (self.file, self.path):
             if match := _RESOLUTION.search(path.name):
                 return int(match[1] or match[2])

@@ -1,7 +1,7 @@
-"""Arrays into a model and out of it: an exact transfer, or an exception that shows both sides, and the model untouched."""
+"""Arrays into a model: an exact transfer, or an error that shows the differences of both sides and leaves the model as it was."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ from mnv2_keras.convert.source import Source
 
 @dataclass(frozen=True)
 class Transfer:
-    """What went where.
+    """Where each weight came from.
 
     Attributes:
-        taken: TF-Slim name of each weight of the model to the variable of the file its value comes from.
-        left_out: variables of the file that were not used, each with the reason.
-        new: weights of the model that keep their fresh values (a new head).
+        taken: TF-Slim name of each weight of the model to the file's variable.
+        left_out: unused variables of the file, each with the reason.
+        new: weights of the model that keep their initial values (a new head).
         background_dropped: whether class 0 of a 1001-class head was left out.
     """
 
@@ -29,7 +29,7 @@ class Transfer:
 
     @property
     def averaged(self) -> int:
-        """How many weights are moving averages (`ExponentialMovingAverage`) rather than the raw variables."""
+        """Number of weights that are moving averages (`ExponentialMovingAverage`), not raw variables."""
         return sum(source.endswith(f"/{AVERAGE}") for source in self.taken.values())
 
     def report(self) -> str:
@@ -46,16 +46,11 @@ class Transfer:
 
     def as_dict(self) -> dict:
         """The transfer as JSON holds it."""
-        return {
-            "taken": self.taken,
-            "left_out": self.left_out,
-            "new": list(self.new),
-            "background_dropped": self.background_dropped,
-        }
+        return asdict(self) | {"new": list(self.new)}
 
 
 def network_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The variables of the network itself: not slots, averages or counters."""
+    """The variables of the network, without slots, averages and counters."""
     return {name: shape for name, shape in shapes.items() if not _side(name, shapes)}
 
 
@@ -87,7 +82,7 @@ def _shape_error(path: Path, model_shapes: Mapping, file_shapes: Mapping, wrong:
             return f"{path} holds {file.describe()}, the model was built with {model.describe()}: {remedy}."
         if file.alpha is not None and model.options != file.options:
             differing = {k: v for k, v in file.options.items() if model.options.get(k) != v}
-            return f"{path} holds alpha {file.alpha:g} with {differing}, the model was built otherwise: build it so."
+            return f"{path} holds alpha {file.alpha:g} with {differing}, the model was built with others: build it with these."
         if model.classes and file.classes and model.classes != file.classes:
             return (
                 f"{path} holds {file.classes} classes, the model was built with {model.classes}: build with "
@@ -104,19 +99,12 @@ def _listed(names) -> str:
 
 
 def _architectures(path: Path, *sides: Mapping):
-    """The architectures of several sets of shapes, or None where they are not MobileNetV2's.
-
-    All get one hint: where several alphas give the same widths, they are called the same.
-    """
+    """The architecture of each set of shapes (None: not MobileNetV2), with one hint for all, so that equal widths get one alpha."""
     return [infer_architecture(shapes, path.name) for shapes in sides]
 
 
 def _check_names(path: Path, model_shapes: Mapping, file_shapes: Mapping, new: Collection[str]) -> dict[str, str]:
-    """Refuse a file that lacks a variable of the model, or has one that the model does not know.
-
-    Returns:
-        The variables of the file's network that the model does not take, each with the reason.
-    """
+    """The file's variables that the model does not use, each with the reason; ValueError for missing and unknown ones."""
     expected = [name for name in model_shapes if name not in new]
     missing = [name for name in expected if name not in file_shapes]
     end, unknown, left_out = max(map(depth, expected)), [], {}
@@ -142,7 +130,7 @@ def _check_names(path: Path, model_shapes: Mapping, file_shapes: Mapping, new: C
 
 
 def _checked_array(source: Source, name: str) -> np.ndarray:
-    """A variable's array, which must be of finite floats."""
+    """A variable's array; ValueError unless it holds finite floats."""
     array = source.array(name)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{source.path}: {name} holds {array.dtype}, expected float32. Nothing was loaded.")
@@ -160,8 +148,8 @@ def load_variables(variables: Mapping, source: Source, ema: bool = True, new: Co
     Args:
         variables: TF-Slim name to Keras variable (`names.variables`).
         source: the opened weights.
-        ema: take the moving average where a variable has one.
-        new: names of weights that are left as they are (a new head).
+        ema: use the moving average where a variable has one.
+        new: names of weights that are not filled (a new head).
 
     Raises:
         ValueError: missing, extra, wrongly shaped or non-finite variables; the model is as it was.
@@ -200,5 +188,5 @@ def _drops_background(file_shape: tuple, model_shape: tuple) -> bool:
 
 
 def load_arrays(model, arrays: Mapping[str, np.ndarray]) -> Transfer:
-    """Give every weight of a model its array, by TF-Slim name. Errors are those of `load_variables`."""
+    """Fill every weight of a model from arrays by TF-Slim name. Errors are those of `load_variables`."""
     return load_variables(variables(model), Source.of_arrays(Path("the dictionary of arrays"), arrays))

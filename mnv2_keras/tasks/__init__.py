@@ -8,7 +8,7 @@ from mnv2_keras.tasks.protocol import Task
 from mnv2_keras.tasks.segmentation import Segmentation
 
 CLASSIFICATION, DETECTION, SEGMENTATION = Classification(), Detection(), Segmentation()
-#: The first that knows the variables, or the outputs of a model, is taken; the classifier knows whatever is left.
+#: The first that holds the variables, or a model, is taken; the classifier holds everything that no other task does.
 TASKS: tuple[Task, ...] = (SEGMENTATION, DETECTION, CLASSIFICATION)
 
 

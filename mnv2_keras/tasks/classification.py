@@ -10,24 +10,23 @@ from mnv2_keras.convert.transfer import network_shapes
 from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.preprocessing import preprocess_image
+from mnv2_keras.tasks.protocol import Task
 
 
-class Classification:
-    """See `Task`."""
+class Classification(Task):
+    """The default task; `infer` refuses what is not MobileNetV2."""
 
     name = "classification"
     build = staticmethod(build_mobilenetv2)
 
     def holds(self, shapes) -> bool:
-        """Whatever no other task holds; `infer` refuses what is not MobileNetV2."""
         return True
 
     def holds_model(self, model) -> bool:
-        """Whatever no other task holds."""
         return True
 
     def infer(self, source, options) -> dict:
-        """The resolution comes from the file's name or the graph next to it, all else from the shapes."""
+        """The resolution comes from the file's name or the graph next to it, the rest from the shapes."""
         network = infer_architecture(network_shapes(source.shapes), source.hint)
         if network is None:
             names = ", ".join(list(source.shapes)[:5])
@@ -38,7 +37,7 @@ class Classification:
         if not network.strides_known and "table" not in options:
             rows = ", ".join(f"({row.t}, {row.c}, {row.n}, s)" for row in network.options["table"])
             raise ValueError(
-                f"{source.path} holds blocks other than Table 2's, and a checkpoint does not tell their strides s: pass "
+                f"{source.path} holds blocks other than Table 2's, and a checkpoint does not hold their strides s: pass "
                 f"table=[{rows}] with them to convert_checkpoint."
             )
         arguments = network.options | {
@@ -53,7 +52,6 @@ class Classification:
         return arguments
 
     def input_size(self, graph, model) -> tuple[int, int, int]:
-        """Of the graph's placeholder, which is the network's input, and the model's."""
         shape = graph.input_shape
         if any(a and b and a != b for a, b in zip(shape[1:], model.input_shape[1:], strict=True)):
             raise ValueError(
@@ -63,7 +61,6 @@ class Classification:
         return tuple(a or b or 224 for a, b in zip(shape[1:], model.input_shape[1:], strict=True))
 
     def random_images(self, size) -> np.ndarray:
-        """Two images of noise, as the goldens have."""
         return seeded_input((2, *size))
 
     def preprocess(self, photo, size) -> np.ndarray:
@@ -71,31 +68,21 @@ class Classification:
         return preprocess_image(photo, size)
 
     def nodes(self, graph: FrozenGraph, model) -> dict[str, str]:
-        """The endpoints that the graph still has."""
         nodes = graph.endpoint_nodes(endpoints(model), root_scope(layer.name for layer in model.layers))
         if not nodes:
             raise ValueError(f"{graph.path.name} has no node of MobileNetV2: it is another network's graph.")
         return nodes
 
     def feed(self, graph, photo, batch) -> dict[str, np.ndarray]:
-        """The preprocessed batch: the graph begins with the network."""
         return {graph.placeholder: batch}
 
-    def complete(self, ours, genuine, batch) -> None:
-        """Nothing is missing."""
-
-    def value_range(self, name) -> None:
-        """Always the genuine values' own."""
-
     def judge(self, receipt, ours, genuine) -> None:
-        """Agreement of the first class and the first five."""
         logits = genuine.get("Logits", genuine.get("net"))
         if "Logits" in ours and logits is not None and logits.shape == ours["Logits"].shape:
             receipt.compare_rankings(ours["Logits"], logits)
 
 
 def _input_shape(source, channels: int) -> tuple[int, int, int]:
-    """From the file's name, else from the frozen graph next to it."""
     if source.resolution:
         return source.resolution, source.resolution, channels
     if source.frozen_graph:
@@ -103,6 +90,6 @@ def _input_shape(source, channels: int) -> tuple[int, int, int]:
         if height and width:
             return height, width, channels
     raise ValueError(
-        f"{source.path} does not tell its resolution (no 'mobilenet_v2_ALPHA_RESOLUTION' in its name, no frozen graph beside "
+        f"{source.path} does not hold its resolution (no 'mobilenet_v2_ALPHA_RESOLUTION' in its name, no frozen graph next to "
         f"it): pass input_shape, such as input_shape=(224, 224, {channels}) or (None, None, {channels})."
     )

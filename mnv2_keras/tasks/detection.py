@@ -12,8 +12,9 @@ from mnv2_keras.convert.transfer import network_shapes
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
 from mnv2_keras.networks.endpoints import endpoints
+from mnv2_keras.tasks.protocol import Task
 
-#: Size of the published detectors' input, for files that do not tell it.
+#: Size of the published detectors' input, for files that do not hold it.
 PUBLISHED_SIZE = (300, 300)
 OUTPUTS = ("box_encodings", "class_predictions_with_background")
 #: Names of the outputs in an exported SSD graph, and of the inputs of its post-processing.
@@ -28,18 +29,16 @@ _GRAPH_NODES = {
 }
 
 
-class Detection:
-    """See `Task`."""
+class Detection(Task):
+    """Its outputs are box encodings and class predictions."""
 
     name = "detection"
     build = staticmethod(build_ssdlite_mobilenetv2)
 
     def holds(self, shapes) -> bool:
-        """Whether there are box predictors."""
         return any(name.startswith("BoxPredictor_0/") for name in shapes)
 
     def holds_model(self, model) -> bool:
-        """Whether the outputs are box encodings and class predictions."""
         output = getattr(model, "output", None)  # a Sequential model that was never called has none
         return isinstance(output, dict) and set(output) == set(OUTPUTS)
 
@@ -65,7 +64,6 @@ class Detection:
         return preprocess_detection_image(photo, size)
 
     def nodes(self, graph: FrozenGraph, model) -> dict[str, str]:
-        """The input of the network, its endpoints, the outputs, and the detections."""
         nodes = {"input": _first_input(graph)} | graph.endpoint_nodes(endpoints(model), DETECTOR)
         for name in endpoints(model):
             for node in (f"{DETECTOR}/{name}/Relu6", f"{name}/Relu6", f"{name}/BiasAdd"):
@@ -74,7 +72,7 @@ class Detection:
         return nodes | _GRAPH_NODES
 
     def feed(self, graph, photo, batch) -> dict[str, np.ndarray]:
-        """The photo; a batch goes in where the network begins."""
+        """The photo; a batch is fed where the network begins."""
         if photo is not None:
             return {graph.placeholder: photo[None]}
         return {_first_input(graph): batch, graph.placeholder: np.zeros((1, *batch.shape[1:3], 3), np.uint8)}
@@ -98,16 +96,13 @@ class Detection:
         """Boxes and scores lie in [0, 1]; classes and counts must be equal."""
         return 1.0 if name.startswith(("detection", "num")) else None
 
-    def judge(self, receipt, ours, genuine) -> None:
-        """The detections are compared as values."""
-
 
 def _first_input(graph: FrozenGraph) -> str:
     """The node that the first convolution reads."""
     node = next((node.input[0] for node in graph.definition.node if node.op == "Conv2D"), None)
     if node is None or any(name not in graph.nodes for name in _GRAPH_NODES.values()):
         raise ValueError(
-            f"{graph.path.name} is no frozen graph of an SSD: expected the nodes {', '.join(_GRAPH_NODES.values())}."
+            f"{graph.path.name} is not a frozen graph of an SSD: expected the nodes {', '.join(_GRAPH_NODES.values())}."
         )
     return node
 

@@ -1,4 +1,4 @@
-"""What a task has to say for itself; conversion, proof, export, inference and training ask it through this protocol."""
+"""What differs between tasks: conversion, verification, export, inference and training ask a task through this protocol."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Task(Protocol):
-    """One of the paper's three tasks.
+    """One of the paper's three tasks; a task inherits the defaults.
 
     Attributes:
         name: "classification", "detection" or "segmentation".
@@ -35,10 +35,10 @@ class Task(Protocol):
 
         Args:
             source: the weights.
-            options: arguments that the caller has chosen; what they decide need not be told by the source.
+            options: the caller's arguments, which override the source's.
 
         Raises:
-            ValueError: the source does not tell enough; the message says what to pass.
+            ValueError: the source does not hold enough; the message says what to pass.
         """
 
     def input_size(self, graph: FrozenGraph, model: keras.Model) -> tuple[int, int, int]:
@@ -57,10 +57,11 @@ class Task(Protocol):
         """What the graph is fed, by node: the photo, or the preprocessed batch (1, H, W, C) where there is no photo."""
 
     def complete(self, ours: Arrays, genuine: Arrays, batch: np.ndarray) -> None:
-        """Add to both what is not an endpoint of the model: the preprocessed input, post-processed outputs."""
+        """Add to both what is not an endpoint of the model, such as post-processed outputs; by default nothing."""
 
     def value_range(self, name: str) -> float | None:
-        """The range that a value's differences are held against; None for that of the genuine values."""
+        """The range to which a value's differences are compared; None (the default) for that of the genuine values."""
+        return None
 
     def judge(self, receipt: Receipt, ours: Arrays, genuine: Arrays) -> None:
-        """Write into the receipt how far the network's answers agree: rankings, labels of pixels."""
+        """Record in the receipt how far the answers agree (rankings, labels of pixels); by default nothing."""

@@ -12,25 +12,24 @@ from mnv2_keras.convert.transfer import network_shapes
 from mnv2_keras.masks import fit_photo, pad_photo
 from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.networks.segmenter import build_deeplabv3_mobilenetv2
+from mnv2_keras.tasks.protocol import Task
 
-#: Size of the published networks' input, for files that do not tell it.
+#: Size of the published networks' input, for files that do not hold it.
 PUBLISHED_SIZE = (513, 513)
 #: The nodes of endpoints that are not called after their activation.
 _HEAD_NODES = {"logits/semantic": "logits/semantic/BiasAdd"}
 
 
-class Segmentation:
-    """See `Task`."""
+class Segmentation(Task):
+    """DeepLab's logits on a MobileNetV2."""
 
     name = "segmentation"
     build = staticmethod(build_deeplabv3_mobilenetv2)
 
     def holds(self, shapes) -> bool:
-        """Whether there are DeepLab's logits on a MobileNetV2."""
         return "logits/semantic/weights" in shapes and "MobilenetV2/Conv/weights" in shapes
 
     def holds_model(self, model) -> bool:
-        """Whether the output is a map of logits, or of labels, made by DeepLab's last layers."""
         return any(layer.name == "logits-semantic" for layer in getattr(model, "layers", ()))
 
     def infer(self, source, options) -> dict:
@@ -65,7 +64,6 @@ class Segmentation:
         return pad_photo(fit_photo(photo, size), size)
 
     def nodes(self, graph: FrozenGraph, model) -> dict[str, str]:
-        """The input of the network, its endpoints, and the logits at the size of the image."""
         first, last = _ends(graph)
         nodes = {"input": first} | graph.endpoint_nodes(endpoints(model), "MobilenetV2")
         for name in endpoints(model):
@@ -75,20 +73,15 @@ class Segmentation:
         return nodes | {"net": last}
 
     def feed(self, graph, photo, batch) -> dict[str, np.ndarray]:
-        """The photo at the size that fits; a batch goes in where the network begins."""
+        """The photo, shrunk until it fits; a batch is fed where the network begins."""
         if photo is not None:
             return {graph.placeholder: fit_photo(photo, batch.shape[1:3])[None]}
         return {_ends(graph)[0]: batch, graph.placeholder: np.zeros((1, *batch.shape[1:3], 3), np.uint8)}
 
     def complete(self, ours, genuine, batch) -> None:
-        """The input, and the label of each pixel."""
         ours |= {"input": batch, "labels": np.argmax(ours["net"], -1)}
 
-    def value_range(self, name) -> None:
-        """Always the genuine values' own."""
-
     def judge(self, receipt, ours, genuine) -> None:
-        """The share of the pixels with the same label."""
         if "labels" in ours:
             labels = genuine["labels"] if "labels" in genuine else np.argmax(genuine["net"], -1)
             receipt.compare_pixels(ours["labels"], labels)
@@ -99,7 +92,9 @@ def _ends(graph: FrozenGraph) -> tuple[str, str]:
     first = next((node for node in graph.definition.node if node.op == "Conv2D"), None)
     last = next((node for node in graph.definition.node if node.op == "ArgMax"), None)
     if first is None or last is None:
-        raise ValueError(f"{graph.path.name} is no graph of a segmentation network: it has no Conv2D or no ArgMax.")
+        raise ValueError(
+            f"{graph.path.name} is not the graph of a segmentation network: it has no Conv2D or no ArgMax."
+        )
     return first.input[0], last.input[0]
 
 
@@ -110,17 +105,17 @@ def _published_rates(branches: int, output_stride: int, path) -> tuple[int, ...]
     if branches == 3 and output_stride in ASPP_RATES:
         return ASPP_RATES[output_stride]
     raise ValueError(
-        f"{path} has {branches} atrous branches, and nothing tells their dilations: pass aspp_rates, one number for each."
+        f"{path} has {branches} atrous branches, and their dilations are unknown: pass aspp_rates, one number for each."
     )
 
 
 def graph_facts(graph: FrozenGraph, channels: int = 3) -> dict:
-    """What a frozen graph tells and the variables do not: `input_shape`, `output_stride`, `aspp_rates`."""
+    """What a frozen graph holds and the variables do not: `input_shape`, `output_stride`, `aspp_rates`."""
     convolutions = [node for node in graph.definition.node if node.op in ("Conv2D", "DepthwiseConv2dNative")]
     backbone = [node for node in convolutions if node.name.startswith("MobilenetV2/")]
     if not backbone:
         return {}
-    # The graph pads every photo to its own size: an image of one pixel tells it.
+    # The graph pads every photo to its input size: an image of one pixel shows it.
     image = np.zeros((1, 1, 1, channels), np.uint8)
     padded = graph.run({graph.placeholder: image}, {"padded": backbone[0].input[0]})["padded"]
     facts = {
@@ -135,7 +130,7 @@ def graph_facts(graph: FrozenGraph, channels: int = 3) -> dict:
 
 
 def _dilation(graph: FrozenGraph, node) -> int:
-    """From an attribute, or from the SpaceToBatchND that TF1 writes dilation as."""
+    """From an attribute, or from the SpaceToBatchND with which TF1 computes dilation."""
     before = graph.nodes[node.input[0].split(":")[0]]
     if before.op == "SpaceToBatchND":
         return int(graph.run({}, {"block": before.input[1]})["block"][0])

@@ -1,7 +1,4 @@
-"""The readers of weights, one module for each kind of file, and the one place that chooses between them.
-
-To add a source, write a module here whose reader returns a `Source`, and give it a line in `open_source`.
-"""
+"""The readers of weights, one module per kind of file; `open_source` chooses between them."""
 
 import contextlib
 import os
@@ -16,7 +13,7 @@ KERAS_FILES = (".keras", ".h5")
 def open_source(path: str | os.PathLike) -> contextlib.AbstractContextManager[Source]:
     """Open weights: an archive, a folder, a checkpoint (prefix, `.index`, V1), a frozen graph, a .tflite or a Keras file.
 
-    The content decides where it tells the kind, the suffix otherwise. What is unpacked is removed when the context ends.
+    The content decides where it shows the kind, else the suffix. Unpacked files are removed when the context ends.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -27,18 +24,12 @@ def open_source(path: str | os.PathLike) -> contextlib.AbstractContextManager[So
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(8)
-    if path.suffix == ".tflite" or head[4:] == b"TFL3":
-        from mnv2_keras.convert.sources import google_tflite
+    from mnv2_keras.convert.sources import frozen_graph, google_tflite, keras_file, tf_slim
 
+    if path.suffix == ".tflite" or head[4:] == b"TFL3":
         return contextlib.nullcontext(google_tflite.read(path, path))
     if path.suffix in KERAS_FILES or head.startswith(b"\x89HDF"):
-        from mnv2_keras.convert.sources import keras_file
-
         return contextlib.nullcontext(keras_file.read(path))
     if path.suffix == ".pb":
-        from mnv2_keras.convert.sources import frozen_graph
-
         return contextlib.nullcontext(frozen_graph.read(path))
-    from mnv2_keras.convert.sources import tf_slim
-
     return tf_slim.open_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Google's quantised .tflite files back to TF-Slim's variables: dequantised kernels, folded biases in trivial batch norms.
+"""Google's quantised .tflite files as TF-Slim's variables: dequantised kernels, folded biases in trivial batch norms.
 
 The tensors keep the names of the training graph (`MobilenetV2/Conv/Relu6`, `aspp0/BatchNorm_Fold/bias`, ...): the scope of a
 convolution is all but the last part of its output's name.
@@ -12,16 +12,16 @@ import numpy as np
 from mnv2_keras.convert.source import Source, sha256_of
 from mnv2_keras.tflite import TfliteFile, labels_in_file
 
-#: By what the batch norm of a scope is computed: epsilon, as the networks have it in Keras.
+#: Epsilon of the batch norms of the backbone, and of the heads.
 _EPSILON, _HEAD_EPSILON = 1e-3, 1e-5
 
 
 def read(tflite: Path, path: Path) -> Source:
-    """Read a quantised (or float) .tflite file made from TF-Slim's graph; batch norms get gamma 1, mean 0, variance 1 - epsilon.
+    """Read a quantised or float .tflite file made from TF-Slim's graph; batch norms get gamma 1, mean 0, variance 1 - epsilon.
 
     Args:
         tflite: the file.
-        path: what the user named: the same file, or an archive that holds it.
+        path: the same file, or the archive that holds it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,10 +40,8 @@ def read(tflite: Path, path: Path) -> Source:
                 f"{file.source} has a convolution without TF-Slim's name ({file.name(int(operator.outputs[0]))!r}) or without "
                 "constants: expected one of Google's quantised MobileNetV2 files."
             )
-        if kind == "CONV_2D":
-            arrays[f"{scope}/weights"] = np.ascontiguousarray(kernel.transpose(1, 2, 3, 0))
-        else:
-            arrays[f"{scope}/depthwise_weights"] = np.ascontiguousarray(kernel.transpose(1, 2, 3, 0))
+        leaf = "weights" if kind == "CONV_2D" else "depthwise_weights"
+        arrays[f"{scope}/{leaf}"] = np.ascontiguousarray(kernel.transpose(1, 2, 3, 0))
         if scope.startswith("MobilenetV2/") and "/Logits/" not in scope:
             strides.append(operator.builtinOptions.strideH)
         if scope.startswith("logits/") or "/Logits/" in scope:
@@ -59,7 +57,7 @@ def read(tflite: Path, path: Path) -> Source:
     _, *sides = file.shape(int(file.graph.inputs[0]))
     if "MobilenetV2/Conv/weights" not in arrays or len(sides) != 3:
         raise ValueError(
-            f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/..., and so on."
+            f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/... and so on."
         )
     labels = labels_in_file(tflite.read_bytes())
     facts = {"input_shape": tuple(sides), "output_stride": math.prod(strides)}

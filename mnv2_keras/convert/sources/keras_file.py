@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-import mnv2_keras.layers  # noqa: F401 - Keras then knows the layers that a file may hold
+import mnv2_keras.layers  # noqa: F401 (registers the layers that a file may hold)
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.source import Source
 

@@ -1,4 +1,4 @@
-"""TF-Slim's checkpoints: V2 and V1, alone, in folders and in archives; and back to V2."""
+"""TF-Slim's checkpoints: V2 and V1, single, in folders and in archives; and written as V2."""
 
 import contextlib
 import glob
@@ -24,7 +24,7 @@ def _prefixes(folder: Path) -> list[Path]:
 def _prefix_in(folder: Path, source: Path) -> Path:
     """The one checkpoint in a folder."""
     prefixes = _prefixes(folder)
-    if not prefixes:  # archives may hold one folder
+    if not prefixes:  # an archive may hold one folder
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         prefixes = [prefix for path in inner for prefix in _prefixes(path)]
     for suffix in (".ckpt", ".tflite"):  # V1; and the only file in some archives of quantised networks
@@ -58,7 +58,7 @@ def _read(prefix: Path, path: Path, folder: Path) -> Source:
         shards = {part.name[-5:] for part in parts}
         if len(shards) != 1 or len(parts) != int(shards.pop()):
             raise FileNotFoundError(
-                f"{path}: {index.name} has no complete data file beside it (expected {prefix.name}.data-00000-of-00001): "
+                f"{path}: {index.name} has no complete data file next to it (expected {prefix.name}.data-00000-of-00001): "
                 "copy all files of the checkpoint into one folder."
             )
     try:
@@ -73,7 +73,7 @@ def _read(prefix: Path, path: Path, folder: Path) -> Source:
 
 @contextlib.contextmanager
 def open_checkpoint(path: Path) -> Iterator[Source]:
-    """Open an archive, a folder, a prefix, an `.index` file or a V1 file; what was unpacked is removed afterwards.
+    """Open an archive, a folder, a prefix, an `.index` file or a V1 file; unpacked files are removed afterwards.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or one of its files is missing.
@@ -98,11 +98,7 @@ def open_checkpoint(path: Path) -> Iterator[Source]:
 
 
 def write_checkpoint(arrays: dict[str, np.ndarray], prefix: str | os.PathLike) -> Path:
-    """Write variables as a V2 checkpoint `PREFIX.index` and `PREFIX.data-00000-of-00001`; both or neither.
-
-    Returns:
-        The prefix.
-    """
+    """Write variables as a V2 checkpoint, `PREFIX.index` and `PREFIX.data-00000-of-00001`, both or neither; returns the prefix."""
     import tensorflow as tf
 
     prefix = Path(prefix).expanduser()
@@ -118,10 +114,11 @@ def write_checkpoint(arrays: dict[str, np.ndarray], prefix: str | os.PathLike) -
             )
         except tf.errors.OpError as error:
             raise OSError(f"{prefix} could not be written ({first_line(error)}): nothing was changed.") from error
-        # The index comes last: a checkpoint without one does not exist yet.
-        for suffix in (".data-00000-of-00001", ".index"):
+        # The index comes last: without it there is no checkpoint.
+        suffixes = (".data-00000-of-00001", ".index")
+        for suffix in suffixes:
             with Path(f"{draft}{suffix}").open("rb+") as file:
                 os.fsync(file.fileno())
-        for suffix in (".data-00000-of-00001", ".index"):
+        for suffix in suffixes:
             Path(f"{draft}{suffix}").replace(f"{prefix}{suffix}")
     return prefix

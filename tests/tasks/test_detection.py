@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, testdata, goldens):
         (graph / "frozen_inference_graph.pb").write_bytes(tar.extractfile(member).read())
     for file in folder.glob("model.ckpt*"):
         shutil.copy(file, graph)
-    with pytest.raises(ValueError, match="no frozen graph of an SSD"):
+    with pytest.raises(ValueError, match="not a frozen graph of an SSD"):
         verify_checkpoint(graph)
 
 

@@ -97,7 +97,7 @@ def test_damaged_and_foreign_files(network, prefix, tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         with pytest.raises(
-            ValueError, match=r"is not a (whole .tgz or .tar.gz archive|TensorFlow checkpoint).*The file is damaged"
+            ValueError, match=r"is not a (complete .tgz or .tar.gz archive|TensorFlow checkpoint).*The file is damaged"
         ):
             convert_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"does not exist"):
@@ -122,7 +122,7 @@ def test_missing_and_damaged_data_file(prefix):
         convert_checkpoint(prefix)
     data.unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"no complete data file beside it \(expected mobilenet_v2_0\.1_32\.ckpt\.data-00000"
+        FileNotFoundError, match=r"no complete data file next to it \(expected mobilenet_v2_0\.1_32\.ckpt\.data-00000"
     ):
         convert_checkpoint(prefix)
 

@@ -1,11 +1,19 @@
 """Google's quantised classifier as a Keras model: the same top-1 as the genuine program on every photo."""
 
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 
-from mnv2_keras import Classifier, build_mobilenetv2, convert_checkpoint, export_litert, preprocess_image
+from mnv2_keras import (
+    Classifier,
+    build_mobilenetv2,
+    convert_checkpoint,
+    export_litert,
+    imagenet_labels,
+    preprocess_image,
+)
 from mnv2_keras.conversion import open_model
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.sources import open_source
@@ -59,11 +67,21 @@ def test_what_is_read(testdata, tmp_path):
     assert len(network.shapes) == 272
     assert network.shapes["aspp0/weights"] == (1, 1, 320, 256)
     assert network.shapes["MobilenetV2/expanded_conv_3/depthwise/depthwise_weights"] == (3, 3, 144, 1)
+    assert network.labels is None
     with pytest.raises(FileNotFoundError):
         open_source(tmp_path / "nothing.tflite")
     (tmp_path / "text.tflite").write_text("not a model")
     with pytest.raises(ValueError, match="is not a .tflite file"):
         open_source(tmp_path / "text.tflite")
+
+
+def test_labels_in_the_file_are_read(testdata, tmp_path):
+    path = tmp_path / "labelled.tflite"
+    path.write_bytes((testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite").read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:  # MediaPipe keeps associated files in a zip behind the network
+        archive.writestr("labels.txt", "\n".join(imagenet_labels()))
+    with open_source(path) as source:
+        assert source.labels == imagenet_labels()
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_a_table_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match="unknown to the model|another shape"):
         convert_checkpoint(prefix, **options | {"table": table[:3]})
     with pytest.raises(
-        ValueError, match=r"does not tell their strides s: pass table=\[\(1, 16, 1, s\), \(6, 24, 1, s\)"
+        ValueError, match=r"does not hold their strides s: pass table=\[\(1, 16, 1, s\), \(6, 24, 1, s\)"
     ):
         convert_checkpoint(prefix, input_shape=(28, 28, 1))
     wider = build_mobilenetv2(classes=10, **options | {"table": [*table[:3], Row(6, 72, 4, 2)]})
@@ -180,7 +180,7 @@ def test_resolution_from_the_name_the_graph_or_the_caller(network, tmp_path):
     _, arrays = network
     prefix = write_checkpoint(arrays, tmp_path / "model.ckpt")
     with pytest.raises(
-        ValueError, match=r"does not tell its resolution.*pass input_shape, such as input_shape=\(224, 224, 3\)"
+        ValueError, match=r"does not hold its resolution.*pass input_shape, such as input_shape=\(224, 224, 3\)"
     ):
         convert_checkpoint(prefix)
     assert convert_checkpoint(prefix, input_shape=(48, 40, 3)).input_shape == (None, 48, 40, 3)

@@ -127,7 +127,7 @@ def test_round_trip_of_other_networks(tmp_path, options):
 def test_dilations_must_be_known(tmp_path):
     model = build_deeplabv3_mobilenetv2(0.35, (65, 65, 3), aspp_rates=(2, 4))
     prefix = save_checkpoint(model, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match="2 atrous branches, and nothing tells their dilations"):
+    with pytest.raises(ValueError, match="2 atrous branches, and their dilations are unknown"):
         convert_checkpoint(prefix)
     with pytest.raises(ValueError, match="has 2 atrous branches, each needs one"):
         convert_checkpoint(prefix, aspp_rates=(2,))
