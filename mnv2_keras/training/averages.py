@@ -1,4 +1,4 @@
-"""Moving averages of the weights: what is evaluated and published, while training goes on with the weights themselves."""
+"""Moving averages of the weights, which are evaluated and published, while the optimizer continues with the weights."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ class MovingAverages:
     """Exponential moving averages of some variables.
 
     Source: `tf.train.ExponentialMovingAverage(decay, num_updates=global_step)`: after step n (from 1) the decay is
-    `min(decay, (1 + n) / (10 + n))`, so that the first steps are soon forgotten.
+    `min(decay, (1 + n) / (10 + n))`, so that the weights of the first steps lose their influence quickly.
 
     Args:
         variables: Keras variables; the averages start at their present values.
@@ -29,7 +29,7 @@ class MovingAverages:
         ]
 
     def update(self, step) -> None:
-        """Take in the variables' values after step number `step`, which counts from 1 (a number or a tensor)."""
+        """Include the variables' values after step number `step`, a number or a tensor; the first step is 1."""
         step = tf.cast(step, tf.float32)
         share = 1 - tf.minimum(self.decay, (1 + step) / (10 + step))
         for average, variable in zip(self.averages, self.variables, strict=True):
@@ -37,7 +37,7 @@ class MovingAverages:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """A context in which the variables hold their averages, to evaluate or to save them."""
+        """A context in which the variables hold their averages."""
         weights = [variable.numpy() for variable in self.variables]
         self.assign()
         try:
@@ -47,6 +47,6 @@ class MovingAverages:
                 variable.assign(value)
 
     def assign(self) -> None:
-        """Give the variables their averages."""
+        """Assign to each variable its average."""
         for variable, average in zip(self.variables, self.averages, strict=True):
             variable.assign(average.numpy())

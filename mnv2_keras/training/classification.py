@@ -12,8 +12,8 @@ from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
 from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from mnv2_keras.data.classification import check_labels, check_readable
 from mnv2_keras.networks.classifier import build_mobilenetv2
-from mnv2_keras.networks.endpoints import check_input, endpoints
-from mnv2_keras.training.distribution import check_batch, place
+from mnv2_keras.networks.endpoints import endpoints
+from mnv2_keras.training.distribution import place
 from mnv2_keras.training.fit import Progress, fit
 from mnv2_keras.training.recipes import Recipe
 from mnv2_keras.training.state import RunFolder
@@ -36,12 +36,12 @@ def build(recipe: Recipe, classes: int, weights=None) -> keras.Model:
     """The recipe's network, fresh from its seed or with weights, in its mixed precision.
 
     Args:
-        recipe: whose `network` is built; its own number of classes goes before `classes`.
+        recipe: whose `network` is built; its own number of classes takes precedence over `classes`.
         classes: of the data.
         weights: as in `build_mobilenetv2`.
 
     Raises:
-        ValueError: the recipe's network has fewer classes than the data.
+        ValueError: the recipe's network has another number of classes than the data, with or without a background.
     """
     arguments = {"classes": classes, **recipe.network}
     if arguments["classes"] not in (classes, classes + 1):
@@ -61,8 +61,7 @@ class ClassificationStep(TrainingStep):
 
     Args:
         model: a classifier.
-        recipe: how.
-        strategy: of TensorFlow.
+        recipe, strategy: as in `TrainingStep`.
     """
 
     names = ("right", "weights")
@@ -77,7 +76,7 @@ class ClassificationStep(TrainingStep):
         logits = tf.cast(self.fused(images, training=True), tf.float32)
         target = tf.one_hot(labels, self.classes) * (1 - smoothing) + smoothing / self.classes
         entropy = tf.nn.softmax_cross_entropy_with_logits(target, logits)
-        # Gradients are summed over the replicas, so each counts its part of the whole batch.
+        # Gradients are summed over the replicas: each contributes its part of the complete batch.
         loss = tf.reduce_sum(entropy * weights) / (self.replicas * tf.cast(tf.shape(images)[0], tf.float32))
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
         return loss + self.l2(), [tf.reduce_sum(right * weights), tf.reduce_sum(weights)]
@@ -98,7 +97,7 @@ def judge(network: Callable, batches, offset: int = 0) -> tuple[float, float]:
         right += float(tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32) * weights))
         total += float(tf.reduce_sum(weights))
     if not total:
-        raise ValueError("None of the held-out images can be read: there is nothing to judge by.")
+        raise ValueError("None of the held-out images can be read: the network cannot be evaluated.")
     return loss / total, right / total
 
 
@@ -116,15 +115,14 @@ def train(
 ) -> Run:
     """Train a classifier by a recipe; after each epoch everything needed to resume is on the disk.
 
-    The folder receives `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed), `tensorboard/`,
-    `recipe.json`, `labels.txt`, `last.keras` and `best.keras` (best on the held-out images). Stopped at any moment and resumed
-    on the same machine, a run ends with the same bits as one that was not. (On GPUs that takes
+    Stopped at any moment and resumed on the same machine, a run ends with the same bits as one that was not. (On GPUs that takes
     `tf.config.experimental.enable_op_determinism()` before anything else; `mnv2 train` calls it.)
 
     Args:
         training, held_out: as `data.classification.read_splits` returns them.
-        recipe: how.
-        folder: of the run.
+        recipe: how it is trained.
+        folder: of the run (see `RunFolder`), with `recipe.json`, `labels.txt`, `last.keras` and `best.keras` (best on the
+            held-out images).
         model: to train further, built within the strategy's scope; the recipe's network by default.
         resume: resume the run in this folder; it starts from the beginning if no epoch was finished.
         class_weights: of the loss, by label.
@@ -133,15 +131,13 @@ def train(
 
     Returns:
         The model with its last weights (their averages, if the recipe has them), the history (see `fit`; `val_loss` and
-        `val_accuracy` are of the held-out images), and the images left out.
+        `val_accuracy` are of the held-out images), and the images that could not be read.
 
     Raises:
         ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
-            batch; the data has no labels, or a class of broken images only; class weights for something that is no label; the
+            batch; images have no labels, or no image of a class can be read; a key of the class weights is not a label; the
             folder holds another run.
-        DivergedError: the loss or a weight is NaN or infinite; the message says where. The epochs before are kept.
-        WorkerLostError: another worker of this run does not answer.
-        OSError: no room; what was saved before is still there.
+        DivergedError, WorkerLostError, OSError: as in `fit`.
     """
     strategy = strategy or tf.distribute.get_strategy()
     class_names, folder = training.class_names, Path(folder).expanduser()
@@ -155,23 +151,19 @@ def train(
     if model is None:
         with strategy.scope():
             model = build(recipe, len(class_names))
-    check_input(model)
     batch = min(recipe.batch, len(training))
-    check_batch(batch, strategy)
-    step = ClassificationStep(model, recipe, strategy)
-    # Labels count from 0; an output more than there are classes is the background, at 0.
+    step = ClassificationStep(model, recipe.changed(batch=batch), strategy)
+    # The first label is 0; an output more than there are classes is the background, at 0.
     offset = step.classes - len(class_names)
     steps = steps_per_epoch(len(training), batch)
-    run.texts = {
-        "recipe.json": recipe.as_json(),
-        "labels.txt": "".join(f"{name}\n" for name in (["background"] if offset else []) + list(class_names)),
-    }
+    labels = ["background", *class_names] if offset else class_names
+    run.texts = {"recipe.json": recipe.as_json(), "labels.txt": "".join(f"{name}\n" for name in labels)}
     worker, workers = place(strategy)
 
     def batches(done: int):
-        epochs, augment = range(done // steps, recipe.epochs), AUGMENTATIONS[recipe.augmentation]
-        options = {"channels": recipe.channels, "seed": recipe.seed, "epochs": epochs, "class_weights": class_weights}
-        options |= {"worker": worker, "workers": workers}
+        options = {"channels": recipe.channels, "seed": recipe.seed, "worker": worker, "workers": workers}
+        options |= {"epochs": range(done // steps, recipe.epochs), "class_weights": class_weights}
+        augment = AUGMENTATIONS[recipe.augmentation]
         for images, labels, weights in training_batches(training, batch, augment, recipe.size, **options):
             check_labels(labels, len(class_names))
             yield images, labels + offset, weights
@@ -204,6 +196,6 @@ def _checked_weights(class_weights: Mapping, class_names) -> dict[int, float]:
 
 
 def balanced_weights(examples) -> dict[int, float]:
-    """Weights that let every class count the same: number of images / (number of classes * images of the class)."""
+    """Class weights that balance the classes: number of images / (number of classes * images of the class)."""
     counts = np.bincount(examples.labels, minlength=len(examples.class_names))
     return {label: len(examples) / (len(counts) * int(count)) for label, count in enumerate(counts) if count}

@@ -13,12 +13,10 @@ import tensorflow as tf
 from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
-from mnv2_keras.networks.endpoints import check_input
 from mnv2_keras.training.detection_loss import detection_loss
-from mnv2_keras.training.distribution import check_batch, own_part
+from mnv2_keras.training.distribution import own_part
 from mnv2_keras.training.fit import Progress, fit
 from mnv2_keras.training.recipes import TrainingRecipe
-from mnv2_keras.training.schedule import Schedule
 from mnv2_keras.training.state import RunFolder
 from mnv2_keras.training.step import TrainingStep, building, network_shapes
 
@@ -29,7 +27,7 @@ class DetectionRecipe(TrainingRecipe):
 
     Attributes:
         alpha, side: of the network, and of its square input in pixels.
-        steps: batches in total.
+        steps: batches in the run.
         schedule: "staircase", times `decay` every `decay_steps`, or "cosine", to zero at the end.
         decay, decay_steps: of the staircase.
         weight_decay, batch_norm_momentum, min_depth: of the network.
@@ -51,20 +49,13 @@ class DetectionRecipe(TrainingRecipe):
 
     def __post_init__(self):
         if isinstance(self.decay, str):
-            warnings.warn(
-                "decay is the factor of the staircase now: the kind of schedule is given as schedule; strings are not accepted "
-                "in the next release.",
-                DeprecationWarning,
-                stacklevel=3,
+            message = (
+                "decay is the factor of the staircase now: give the kind of schedule as schedule; the next release"
             )
+            warnings.warn(f"{message} does not accept strings.", DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "schedule", self.decay)
             object.__setattr__(self, "decay", 0.95)
         super().__post_init__()
-
-    def learning_rates(self) -> Schedule:
-        """The learning rate of each step."""
-        stairs = {"decay": self.decay, "decay_every": self.decay_steps}
-        return Schedule(self.schedule, self.learning_rate, self.steps, warmup=self.warmup, **stairs)
 
 
 #: The published training of `ssdlite_mobilenet_v2_coco` and `ssd_mobilenet_v2_coco`. `mnv2 train detection --recipe paper
@@ -104,16 +95,10 @@ def build(recipe: DetectionRecipe, classes: int, **options) -> keras.Model:
         classes: of the data, without the background.
         options: of `build_ssdlite_mobilenetv2`, such as `weights` and `separable`.
     """
+    shape, names = (recipe.side, recipe.side, 3), ("min_depth", "batch_norm_momentum", "weight_decay")
+    settings = {name: getattr(recipe, name) for name in names}
     with building(recipe):
-        return build_ssdlite_mobilenetv2(
-            recipe.alpha,
-            (recipe.side, recipe.side, 3),
-            classes=classes,
-            min_depth=recipe.min_depth,
-            batch_norm_momentum=recipe.batch_norm_momentum,
-            weight_decay=recipe.weight_decay,
-            **options,
-        )
+        return build_ssdlite_mobilenetv2(recipe.alpha, shape, classes=classes, **settings, **options)
 
 
 class DetectionStep(TrainingStep):
@@ -123,7 +108,7 @@ class DetectionStep(TrainingStep):
 
     Args:
         model: a detector.
-        recipe: how.
+        recipe: how it is trained.
         anchors: (A, 4).
     """
 
@@ -131,19 +116,16 @@ class DetectionStep(TrainingStep):
 
     def __init__(self, model: keras.Model, recipe: DetectionRecipe, anchors):
         spec = tf.TensorSpec
-        objects = {
-            "boxes": spec((None, None, 4)),
-            "classes": spec((None, None), tf.int32),
-            "num": spec((None,), tf.int32),
-        }
-        super().__init__(model, model, recipe, batch=(spec((None, *model.input_shape[1:])), objects))
+        boxes, classes, num = spec((None, None, 4)), spec((None, None), tf.int32), spec((None,), tf.int32)
+        batch = spec((None, *model.input_shape[1:])), {"boxes": boxes, "classes": classes, "num": num}
+        super().__init__(model, model, recipe, batch=batch)
         self.anchors = tf.constant(anchors)
 
     def loss(self, images, truth):
         outputs = {name: tf.cast(value, tf.float32) for name, value in self.fused(images, training=True).items()}
         losses = detection_loss(outputs, truth, self.anchors, self.over_replicas)
         parts = [losses["localization"], losses["classification"], self.l2()]
-        # Mining passes over anchors whose loss is NaN: the sum over all of them tells.
+        # Mining skips anchors whose loss is NaN: the sum over all anchors is NaN then.
         total = tf.add_n(parts) + tf.stop_gradient(0.0 * tf.reduce_sum(losses["anchorwise_classification"]))
         return total, parts
 
@@ -168,32 +150,26 @@ def train_detector(
         batches: of images and objects, endless and the same for the same seed (see `detection_batches`). Or a function that
             gives the batches from a step on, such as `lambda start: detection_batches(..., start=start)`: a resumed run need
             not read those before.
-        recipe: how.
+        recipe: how it is trained.
         anchors: (A, 4); None for those of the model's input.
-        evaluate: called at the end of each round; what it returns is added to the round's row.
-        every: steps of a round; the last round may be shorter.
-        folder: of the run: `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed),
-            `tensorboard/`, `recipe.json`. None writes nothing.
+        evaluate, every, progress: as in `fit`.
+        folder: of the run (see `RunFolder`), with `recipe.json`. None writes nothing.
         resume: resume the run in this folder (on CPUs to the same bits); it starts from the beginning if no round was finished.
-        progress: called after each step and each round.
 
     Returns:
-        A row for each round, see `fit`; the parts of its loss are `localization`, `classification` and `l2`.
+        A row for each round (see `fit`) with the parts of its loss: `localization`, `classification` and `l2`.
 
     Raises:
-        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255; the folder holds another run,
-            or a run without `resume`.
+        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255; the devices cannot share the
+            batch; the folder holds another run, or a run without `resume`.
         DivergedError, WorkerLostError, OSError: as in `fit`.
     """
-    check_input(model)
     anchors = ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors
-    strategy = tf.distribute.get_strategy()
-    check_batch(recipe.batch, strategy)
     identity = recipe.identity() | {"anchors": len(anchors), "network": network_shapes(model)}
     run = RunFolder(folder, identity, resume, {"recipe.json": recipe.as_json()})
+    step = DetectionStep(model, recipe, anchors)
 
     def remaining(done: int):
-        return own_part(batches(done) if callable(batches) else islice(batches, done, None), strategy)
+        return own_part(batches(done) if callable(batches) else islice(batches, done, None), step.strategy)
 
-    step = DetectionStep(model, recipe, anchors)
     return fit(step, remaining, recipe.learning_rates(), run, evaluate, every=every, progress=progress)

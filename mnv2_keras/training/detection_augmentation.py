@@ -1,6 +1,9 @@
-"""What is done to images and boxes in training: the flip and the crop of the published recipe.
+"""Augmentation of images with boxes in training: the flip and the crop of the published recipe.
 
 Source: Object Detection API `core/preprocessor.py`, `random_horizontal_flip` and `ssd_random_crop`.
+
+Both take and return an image (H, W, C), boxes float32 (N, 4) as ymin, xmin, ymax, xmax in parts of the image, and classes (N,);
+their `seed`, two integers, gives all draws.
 """
 
 import tensorflow as tf
@@ -10,22 +13,12 @@ from mnv2_keras.boxes import area
 #: One of these is drawn for each image: how much of some object the crop must show.
 LEAST_COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 ASPECT_RATIOS, AREAS = (0.5, 2.0), (0.1, 1.0)
-#: The part of the images that stay whole.
+#: The part of the images that are not cropped.
 UNCROPPED = 0.15
 
 
 def random_horizontal_flip(image, boxes, classes, seed):
-    """Mirror every second image.
-
-    Args:
-        image: (H, W, C).
-        boxes: float32 (N, 4): ymin, xmin, ymax, xmax as parts of the image.
-        classes: (N,).
-        seed: two integers, which give every draw.
-
-    Returns:
-        The same three.
-    """
+    """Mirror every second image."""
 
     def flipped():
         ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
@@ -35,18 +28,15 @@ def random_horizontal_flip(image, boxes, classes, seed):
     return image, boxes, classes
 
 
-def crop_to_window(image, boxes, classes, window, least_kept):
+def crop_to_window(image, boxes, classes, window, least_inside):
     """Cut an image at a window; an object stays when enough of it is inside, and its box is cut with the image.
 
     Source: `preprocessor._strict_random_crop_image`.
 
     Args:
-        image, boxes, classes: as in `random_horizontal_flip`.
-        window: (4,) ymin, xmin, ymax, xmax as parts of the image.
-        least_kept: the part of an object's box that must be inside for it to stay; 0 takes all that are not wholly outside.
-
-    Returns:
-        The same three.
+        image, boxes, classes: as above, and so is what it returns.
+        window: (4,) ymin, xmin, ymax, xmax in parts of the image.
+        least_inside: the part of an object's box that must be inside for it to stay; 0 takes all that are partly inside.
     """
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     ymin, xmin, ymax, xmax = (
@@ -55,17 +45,14 @@ def crop_to_window(image, boxes, classes, window, least_kept):
     )
     low, high = tf.maximum(boxes[:, :2], window[:2]), tf.minimum(boxes[:, 2:], window[2:])
     common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)
-    stays = tf.reduce_all(high > low, axis=-1) & (tf.math.divide_no_nan(common, area(boxes)) >= least_kept)
+    stays = tf.reduce_all(high > low, axis=-1) & (tf.math.divide_no_nan(common, area(boxes)) >= least_inside)
     size = tf.tile(window[2:] - window[:2], [2])
     cut = (tf.concat([low, high], axis=-1) - tf.tile(window[:2], [2])) / size
     return image[ymin:ymax, xmin:xmax], tf.boolean_mask(cut, stays), tf.boolean_mask(classes, stays)
 
 
 def ssd_random_crop(image, boxes, classes, seed):
-    """Cut most images at a random window of 0.1 to 1 of their area, so that objects come in all sizes and partly hidden.
-
-    Args, returns: as in `random_horizontal_flip`; the image gets smaller.
-    """
+    """Cut most images at a random window of 0.1 to 1 of their area, so that objects come in all sizes and partly hidden."""
     seeds = tf.random.split(seed, 3)
     drawn = tf.random.stateless_uniform([], seeds[0], 0, len(LEAST_COVERED), tf.int32)
     least_covered = tf.gather(tf.constant(LEAST_COVERED), drawn)
@@ -83,7 +70,7 @@ def ssd_random_crop(image, boxes, classes, seed):
         )
         return crop_to_window(image, boxes, classes, window[0, 0], least_covered)
 
-    # As in the genuine program, a crop is taken where the draw is above the share of whole images.
+    # As in the original program, an image is cropped where the draw is above the share of uncropped images.
     return tf.cond(tf.random.stateless_uniform([], seeds[2]) > UNCROPPED, cropped, lambda: (image, boxes, classes))
 
 

@@ -1,7 +1,10 @@
-"""What the detector learns from: which anchor answers for which object, and how wrong each answer is.
+"""The detector's loss: which object each anchor is matched to, and how wrong its prediction is.
 
 Source: Object Detection API `target_assigner`, `argmax_matcher`, `losses.HardExampleMiner` and `SSDMetaArch.loss`, with the
 values of `ssdlite_mobilenet_v2_coco.config`.
+
+Shapes: anchors are (A, 4), objects' boxes (B, M, 4), padded to one length, their classes (B, M) from 0, and `num` (B,) is how many
+of them are real; boxes are corners as parts of the image.
 """
 
 from typing import NamedTuple
@@ -11,13 +14,13 @@ import tensorflow as tf
 from mnv2_keras.boxes import decode_boxes, encode_boxes, intersection_over_union
 
 MATCHED_IOU = 0.5
-#: Mining looks at one of several boxes that are nearly the same, and at so many at most.
+#: Mining uses one of several boxes that are nearly the same, and at most 3000 boxes.
 MINING_IOU, MINING_BOXES = 0.99, 3000
 NEGATIVES_PER_POSITIVE, LEAST_NEGATIVES = 3, 3
 
 
 class Targets(NamedTuple):
-    """What each anchor should say."""
+    """What each anchor should predict."""
 
     match: tf.Tensor  # (B, A) int32: index of the object, -1 for background
     classes: tf.Tensor  # (B, A, classes + 1) float32: one-hot, the background first
@@ -25,22 +28,14 @@ class Targets(NamedTuple):
 
 
 def match_anchors(boxes, num, anchors):
-    """Which object each anchor answers for.
+    """The object that each anchor is matched to, int32 (B, A): its index, or -1 for background.
 
-    The one it overlaps most, from an IoU of 0.5 on; and each object has at least its best anchor, whatever the IoU and
-    whomever that anchor would have taken (the first anchor, and the first object, where several are equal).
+    It is the object with the largest IoU, if that is 0.5 or more. In addition each object gets its best anchor, whatever the IoU
+    and the anchor's own best object are. Where several are equal, the first anchor and the first object count.
 
     Source: Object Detection API `argmax_matcher.ArgMaxMatcher` with `force_match_for_each_row`.
-
-    Args:
-        boxes: (B, M, 4), padded to one length.
-        num: (B,), how many of them are real.
-        anchors: (A, 4).
-
-    Returns:
-        int32 (B, A): index of the object, -1 for background.
     """
-    # One row more than there are objects, so that there is always one to look at.
+    # One row more than there are objects, so that argmax has a row also in an image without objects.
     boxes = tf.pad(tf.cast(boxes, tf.float32), [[0, 0], [0, 1], [0, 0]])
     real = tf.range(tf.shape(boxes)[1])[None] < tf.cast(num, tf.int32)[:, None]
     overlaps = tf.where(real[..., None], intersection_over_union(boxes, anchors), -1.0)
@@ -52,15 +47,7 @@ def match_anchors(boxes, num, anchors):
 
 
 def assign_targets(boxes, classes, num, anchors, class_count: int) -> Targets:
-    """What each anchor should say about a batch of labelled images.
-
-    Args:
-        boxes: (B, M, 4) corners as parts of the image, padded to one length.
-        classes: (B, M) 0-based.
-        num: (B,), how many objects are real; an image may have none.
-        anchors: (A, 4).
-        class_count: number of classes without the background.
-    """
+    """What each anchor should predict for a batch of labelled images; `class_count` is without the background."""
     match = match_anchors(boxes, num, anchors)
     positive = match >= 0
     places = tf.maximum(match, 0)
@@ -71,18 +58,16 @@ def assign_targets(boxes, classes, num, anchors, class_count: int) -> Targets:
 
 
 def hard_examples(boxes, class_losses, positive):
-    """The anchors that count: all positives, and the worst of the negatives, three for each positive.
+    """The anchors that count, bool (B, A): all positives, and the worst of the negatives, three for each positive.
 
-    Source: Object Detection API `losses.HardExampleMiner`, `loss_type: CLASSIFICATION`. Of predicted boxes that are nearly the
-    same only the worst counts, a positive no less than a negative.
+    Of predicted boxes that are nearly the same only the worst counts, also among positives.
+
+    Source: Object Detection API `losses.HardExampleMiner`, `loss_type: CLASSIFICATION`.
 
     Args:
         boxes: (B, A, 4) as predicted.
         class_losses: (B, A).
         positive: bool (B, A).
-
-    Returns:
-        bool (B, A).
     """
 
     def mined(image):
@@ -90,8 +75,8 @@ def hard_examples(boxes, class_losses, positive):
         chosen = tf.image.non_max_suppression(boxes, losses, MINING_BOXES, iou_threshold=MINING_IOU)
         hits = tf.gather(positive, chosen)
         allowed = tf.maximum(NEGATIVES_PER_POSITIVE * tf.reduce_sum(tf.cast(hits, tf.int32)), LEAST_NEGATIVES)
-        kept = hits | (tf.cumsum(tf.cast(~hits, tf.int32)) <= allowed)
-        return tf.scatter_nd(chosen[:, None], tf.cast(kept, tf.int32), tf.shape(losses)) > 0
+        counts = hits | (tf.cumsum(tf.cast(~hits, tf.int32)) <= allowed)
+        return tf.scatter_nd(chosen[:, None], tf.cast(counts, tf.int32), tf.shape(losses)) > 0
 
     return tf.map_fn(mined, (boxes, class_losses, positive), fn_output_signature=tf.bool)
 
@@ -101,9 +86,9 @@ def detection_loss(outputs: dict, truth: dict, anchors, total=lambda count: coun
 
     Args:
         outputs: the model's, `box_encodings` (B, A, 4) and `class_predictions_with_background` (B, A, classes + 1).
-        truth: `boxes` (B, M, 4) corners as parts of the image, `classes` (B, M) 0-based, `num` (B,) how many are real.
-        anchors: (A, 4).
-        total: number of positives in these images to that in the whole batch, where several devices share it.
+        truth: `boxes`, `classes` and `num`.
+        anchors: of the model.
+        total: number of positives in these images to that in the complete batch, where several devices share it.
 
     Returns:
         `localization` and `classification`, float32 scalars: Huber's loss of the box codes of the positives, and sigmoid
@@ -121,15 +106,11 @@ def detection_loss(outputs: dict, truth: dict, anchors, total=lambda count: coun
     boxes = decode_boxes(tf.stop_gradient(encodings), anchors)
     mined = hard_examples(boxes, tf.stop_gradient(classification), positive)
     scale = 1.0 / tf.maximum(total(tf.reduce_sum(tf.cast(positive, tf.float32))), 1.0)
-
-    def count(mask):
-        return tf.reduce_sum(tf.cast(mask & mined, tf.int32), axis=1)
-
     return {
         "localization": tf.reduce_sum(tf.where(mined, localization, 0.0)) * scale,
         "classification": tf.reduce_sum(tf.where(mined, classification, 0.0)) * scale,
-        "positives": count(positive),
-        "negatives": count(~positive),
+        "positives": tf.reduce_sum(tf.cast(positive & mined, tf.int32), axis=1),
+        "negatives": tf.reduce_sum(tf.cast(~positive & mined, tf.int32), axis=1),
         "anchorwise_localization": localization,
         "anchorwise_classification": classification,
     }

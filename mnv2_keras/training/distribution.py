@@ -1,7 +1,7 @@
 """Several devices, or several machines: which strategy this process takes part in.
 
 Every machine runs the same command. `TF_CONFIG` says who they are, as TensorFlow and Kubernetes operators set it; under SLURM
-it is put together from the job's variables. Without either, all GPUs of this machine are used, or its CPU.
+it is made of the job's variables. Without either, all GPUs of this machine are used, or its CPU.
 """
 
 import json
@@ -9,18 +9,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-#: Where SLURM's tasks meet, unless `MNV2_PORT` says otherwise.
+#: Default of `MNV2_PORT`: where SLURM's tasks meet.
 PORT = 12_345
 
 
 def cluster(environment: Mapping[str, str]) -> dict | None:
-    """The `TF_CONFIG` of this process, as a dictionary; None for a process by itself.
+    """The `TF_CONFIG` of this process, as a dictionary; None for a single process.
 
     Args:
         environment: such as `os.environ`.
 
     Raises:
-        ValueError: `TF_CONFIG` is no JSON of the expected form, or SLURM's lists of nodes or of their tasks cannot be read.
+        ValueError: `TF_CONFIG` is not JSON of the expected form, or SLURM's lists of nodes or of their tasks cannot be read.
     """
     if text := environment.get("TF_CONFIG"):
         try:
@@ -46,14 +46,14 @@ def cluster(environment: Mapping[str, str]) -> dict | None:
 
 
 def tasks_per_node(text: str | None, tasks: int, nodes: int) -> list[int]:
-    """SLURM's tasks of each node: `2,1(x2)` to 2, 1, 1; without it, its own block layout, which fills the first nodes up.
+    """SLURM's tasks of each node: `2,1(x2)` to 2, 1, 1. Without the list, its block layout, which fills the first nodes first.
 
     Raises:
         ValueError: the list cannot be read, or is of other tasks or nodes.
     """
     if not text:
-        each, more = divmod(tasks, nodes)
-        return [each + (i < more) for i in range(nodes)]
+        share, rest = divmod(tasks, nodes)
+        return [share + (i < rest) for i in range(nodes)]
     matches = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item) for item in text.split(",")]
     counts = [int(match[1]) for match in matches if match for _ in range(int(match[2] or 1))]
     if not all(matches) or (sum(counts), len(counts)) != (tasks, nodes):
@@ -68,7 +68,7 @@ def expand_nodes(text: str) -> list[str]:
     """SLURM's short list of nodes: `gpu[01-03,7],login` to gpu01, gpu02, gpu03, gpu7, login.
 
     Raises:
-        ValueError: brackets that do not close.
+        ValueError: it cannot be read.
     """
     hosts = []
     for item in re.findall(r"[^,\[]+(?:\[[^\]]*\])?", text):
@@ -88,7 +88,7 @@ def start():
     """The strategy of this process. Call it before TensorFlow does anything else.
 
     Returns:
-        `MultiWorkerMirroredStrategy` when there are several workers, `MirroredStrategy` with several GPUs, else the default
+        `MultiWorkerMirroredStrategy` when there are several workers, `MirroredStrategy` with several GPUs, otherwise the default
         strategy.
     """
     config = cluster(os.environ)
@@ -104,23 +104,22 @@ def start():
 
 
 def workers_of(strategy) -> int:
-    """How many processes take part."""
+    """Number of processes that take part."""
     return getattr(strategy.extended, "_num_workers", 1)
 
 
 def place(strategy) -> tuple[int, int]:
-    """Number of this worker, and of all of them."""
+    """Number of this worker, and of all workers."""
     resolver, workers = strategy.cluster_resolver, workers_of(strategy)
     return (resolver.task_id or 0, workers) if resolver and workers > 1 else (0, 1)
 
 
-def check_batch(batch: int, strategy) -> None:
+def check_batch(batch: int, devices: int) -> None:
     """Check that the devices can share a batch.
 
     Raises:
         ValueError: they cannot.
     """
-    devices = strategy.num_replicas_in_sync
     if batch % devices:
         raise ValueError(f"A batch of {batch} cannot be shared by {devices} devices: choose a multiple of {devices}.")
 
@@ -131,10 +130,7 @@ def own_part(batches: Iterable, strategy) -> Iterator:
 
     worker, workers = place(strategy)
     for batch in batches:
-        if workers == 1:
-            yield batch
-        else:
-            yield tf.nest.map_structure(lambda array: tf.split(array, workers)[worker], batch)
+        yield tf.nest.map_structure(lambda array: tf.split(array, workers)[worker], batch) if workers > 1 else batch
 
 
 def check_same_start(strategy, steps: int, folder) -> None:

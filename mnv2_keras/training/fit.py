@@ -1,4 +1,4 @@
-"""The training loop of all tasks: rounds of steps, each of them evaluated and stored, so that any kill can interrupt a run."""
+"""The training loop of all tasks: rounds of steps; each round is evaluated and stored, so that a run survives any kill."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from mnv2_keras.training.state import DivergedError, RunFolder, WorkerLostError
 from mnv2_keras.training.step import TrainingStep
 
 #: What TensorFlow raises in a worker when another one is gone.
-_SILENCE = (
+_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -23,7 +23,7 @@ _SILENCE = (
 
 
 class Progress(NamedTuple):
-    """Where a run is. An epoch is a pass over the data; where a run is counted in steps, it is a round between evaluations."""
+    """Where a run is. In a run that is counted in steps, an epoch is a round between evaluations."""
 
     epoch: int  # from 1
     epochs: int
@@ -54,13 +54,13 @@ def fit(
 
     Args:
         step: what is done with a batch.
-        batches: called with the number of steps already done; gives the batches (tuples) from there on. Each worker gets its
-            own part.
+        batches: called with the number of finished steps; gives the batches (tuples) from there on, of each only this worker's
+            part.
         schedule: learning rates, and the number of steps.
         folder: of the run.
-        evaluate: called after each round, while the model holds the weights to judge; its figures are added to the row. If it
-            is interrupted, a resumed run repeats it.
-        every: steps of a round; a schedule in epochs has an epoch for each round instead.
+        evaluate: called after each round, while the model holds the weights to evaluate; what it returns is added to the row. If
+            it is interrupted, a resumed run repeats it.
+        every: steps of a round; the last round may be shorter. With a schedule in epochs a round is an epoch.
         save: called after each evaluation with all rows, by the first worker, while the model holds the weights to save.
         progress: called after each step, and with a row after each round.
 
@@ -84,7 +84,6 @@ class _Loop:
         self.step, self.schedule, self.folder, self.every = step, schedule, folder, every
         self.evaluate, self.save, self.progress = evaluate, save, progress
         self.worker, self.workers = place(step.strategy)
-        self.rows: list[dict] = []
 
     def run(self, batches: Callable[[int], Iterable]) -> list[dict]:
         """As `fit`."""
@@ -96,7 +95,7 @@ class _Loop:
             self.folder.write_texts()
         if not evaluated:
             self._end_round(self.rows.pop())
-        elif self.rows and self.worker == 0:  # a kill right after the state was saved left the history a round behind
+        elif self.rows and self.worker == 0:  # after a kill between the writes of state and history
             self.folder.write_history(self.rows)
         iterator = iter(batches(done))
         while done < self.schedule.steps:
@@ -120,12 +119,12 @@ class _Loop:
             seconds = max(time.monotonic() - start, 1e-9)
             speed = images / seconds
             left = (self.schedule.steps - number - 1) * seconds / (number + 1 - first)
-            self._tell(number + 1, float(values[0]), speed, left)
+            self._report(number + 1, float(values[0]), speed, left)
         epoch = {"epoch": last // self.schedule.epoch} if self.schedule.epoch else {}
         row = epoch | {"step": last, **self.step.means(sums, last - first), "learning_rate": rate}
         row |= {"images_per_second": round(speed, 1), "seconds": round(seconds, 2)}
         self._end_round(row, batch)
-        self._tell(last, row["loss"], speed, left, row)
+        self._report(last, row["loss"], speed, left, row)
 
     def _end_round(self, row: dict, batch: tuple = ()) -> None:
         """Evaluate, and write everything. The loss was that of the weights before the last step: all weights are checked."""
@@ -134,7 +133,7 @@ class _Loop:
         with step.applied():
             try:
                 figures = self.evaluate() if self.evaluate else {}
-            except ValueError:  # of weights or data that cannot be used: nothing to go on from
+            except ValueError:  # unusable weights or data: nothing to resume from
                 raise
             except BaseException:  # the round is kept, its evaluation is repeated
                 if writes and _all_finite(arrays.values()):
@@ -160,12 +159,14 @@ class _Loop:
                 "read."
             ) from None
         except tf.errors.OpError as error:
-            raise ValueError(_cause(error) + self._rest(" Mend it; --resume goes on from there.")) from error
+            lines = [line for line in str(error).splitlines() if "Error: " in line]  # without TensorFlow's trace
+            cause = lines[-1].partition("Error: ")[2] if lines else str(error).splitlines()[0]
+            raise ValueError(cause + self._rest(" Correct it; --resume continues from there.")) from error
 
     def _step(self, batch: tuple, number: int) -> np.ndarray:
         try:
             return self.step(batch, number + 1).numpy()
-        except _SILENCE as error:
+        except _WORKER_ERRORS as error:
             if self.workers == 1:
                 raise
             raise WorkerLostError(
@@ -173,15 +174,15 @@ class _Loop:
                 f"--resume on all of them.{self._rest()}"
             ) from error
 
-    def _tell(self, done: int, loss: float, speed: float, left: float, row: dict | None = None) -> None:
+    def _report(self, done: int, loss: float, speed: float, left: float, row: dict | None = None) -> None:
         if self.progress:
             total, first = self.schedule.steps, (done - 1) // self.every * self.every
-            place_in_run = (done - 1) // self.every + 1, math.ceil(total / self.every)
+            place_in_run = first // self.every + 1, math.ceil(total / self.every)
             place_in_round = done - first, min(self.every, total - first)
             self.progress(Progress(*place_in_run, *place_in_round, loss, speed, left, row, done, total))
 
     def _at(self, number: int) -> str:
-        """Where step `number`, which counts from 0, is."""
+        """Where step `number` (the first is 0) is."""
         if self.schedule.epoch:
             return f"epoch {number // self.schedule.epoch + 1}, step {number % self.schedule.epoch + 1}"
         return f"step {number + 1}"
@@ -190,17 +191,16 @@ class _Loop:
         """A sentence about what a run that stops here leaves."""
         if not (self.rows and self.folder.path):
             return ""
-        last = self.rows[-1].get("epoch"), self.rows[-1]["step"]
-        count = f"{last[0]} epoch{'s are' if last[0] > 1 else ' is'}" if last[0] else f"The first {last[1]} steps are"
+        epoch, step = self.rows[-1].get("epoch"), self.rows[-1]["step"]
+        count = f"{epoch} epoch{'s are' if epoch > 1 else ' is'}" if epoch else f"The first {step} steps are"
         return f" {count} kept in {self.folder.path}.{advice}"
 
     def _where(self, number: int, rate: float, batch: tuple) -> str:
-        """A sentence about where the loss or a weight stopped being a number, and what to do."""
-        weight = next((v.path for v in self.step.model.variables if not np.isfinite(np.asarray(v)).all()), None)
-        if batch and not np.isfinite(np.asarray(batch[0])).all():
+        """Where the loss or a weight became NaN or infinite, and what to do."""
+        weight = next((v.path for v in self.step.model.variables if not _all_finite([v])), None)
+        cause = f"the first such weight is {weight}" if weight else "all weights are still finite"
+        if batch and not _all_finite(batch[:1]):
             cause = "the images hold NaN"
-        else:
-            cause = f"the first weight that is no number is {weight}" if weight else "the weights are still numbers"
         return (
             f"The loss, or a weight, is NaN or infinite at {self._at(number)}, learning rate {rate:.3g}; {cause}. Lower the "
             f"learning rate (--learning-rate) or check the data.{self._rest()}"
@@ -208,10 +208,4 @@ class _Loop:
 
 
 def _all_finite(arrays: Iterable) -> bool:
-    return all(np.isfinite(array).all() for array in arrays)
-
-
-def _cause(error: Exception) -> str:
-    """What was raised while reading, without TensorFlow's trace around it."""
-    lines = [line for line in str(error).splitlines() if "Error: " in line]
-    return lines[-1].partition("Error: ")[2] if lines else str(error).splitlines()[0]
+    return all(np.isfinite(np.asarray(array)).all() for array in arrays)

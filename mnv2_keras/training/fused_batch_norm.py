@@ -1,9 +1,8 @@
-"""A model's twin for training: the same variables, TF-Slim's batch norm kernel.
+"""Training with TF-Slim's batch norm kernel, on the variables of Keras' own layers.
 
-TF-Slim trains with the fused kernel (`tf.nn.fused_batch_norm`), Keras 3 with separate moments. The fused one takes about
-half the time of a whole step on CPUs, keeps the unbiased variance (divided by N - 1) in the moving statistics, and
-gives TF-Slim's gradients to the bit. A saved model needs none of that, so models keep Keras' own layers and only the
-training step runs on the twin.
+TF-Slim trains with the fused kernel (`tf.nn.fused_batch_norm`), Keras 3 with separate moments. On CPUs a step with the fused
+kernel takes about half the time; it keeps the unbiased variance (divided by N - 1) in the moving statistics, and its gradients
+equal TF-Slim's to the bit. Inference needs none of that: the model that is saved keeps Keras' layers, only the step uses these.
 """
 
 import keras
@@ -16,8 +15,8 @@ class FusedBatchNormalization(keras.layers.Layer):
     Source: TF-Slim `layers.batch_norm(fused=True)`.
 
     Args:
-        norm: a built Keras batch norm over the last of four axes. Where it is frozen (`trainable = False`), or outside
-            training, it computes by itself.
+        norm: a built Keras batch norm over the last of four axes. It is called unchanged where it is frozen
+            (`trainable = False`), and outside training.
     """
 
     def __init__(self, norm: keras.layers.BatchNormalization):
@@ -29,14 +28,9 @@ class FusedBatchNormalization(keras.layers.Layer):
         norm = self.norm
         if not (training and norm.trainable):
             return norm(x, training=False)
+        scale, offset, epsilon = norm.gamma.value, norm.beta.value, norm.epsilon
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=norm.gamma.value,
-            offset=norm.beta.value,
-            mean=[],
-            variance=[],
-            epsilon=norm.epsilon,
-            is_training=True,
+            x=x, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:  # the same statistics on all workers
@@ -51,17 +45,13 @@ class FusedBatchNormalization(keras.layers.Layer):
 
 
 def with_fused_batch_norm(model: keras.Model) -> keras.Model:
-    """The model to call in a training step: shares all layers and variables, but for the batch norms' computation.
+    """A copy of a functional model over (B, H, W, C) to call in a training step.
 
-    Args:
-        model: a functional model over (B, H, W, C).
-
-    Returns:
-        A model of the same input and output.
+    It shares all layers and variables; batch norms with scale and offset are computed by `FusedBatchNormalization`.
     """
 
-    def twin(layer):
-        fused = isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center
-        return FusedBatchNormalization(layer) if fused else layer
+    def fused(layer):
+        batch_norm = isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center
+        return FusedBatchNormalization(layer) if batch_norm else layer
 
-    return keras.models.clone_model(model, clone_function=twin)
+    return keras.models.clone_model(model, clone_function=fused)

@@ -1,4 +1,4 @@
-"""TensorFlow 1's RMSProp, which is not Keras'."""
+"""TensorFlow 1's RMSProp; Keras' computes something else."""
 
 import keras
 from keras import ops
@@ -8,20 +8,18 @@ from keras import ops
 class SlimRMSprop(keras.optimizers.Optimizer):
     """RMSProp as TF-Slim's models were trained with.
 
-    The mean square starts at 1, epsilon stands inside the root, and the momentum collects steps that already hold the
-    learning rate:
+    The mean square starts at 1, epsilon stands inside the root, and the momentum sums steps that already include the learning
+    rate:
 
         mean_square = decay * mean_square + (1 - decay) * gradient ** 2
         step        = momentum * step + learning_rate * gradient / sqrt(mean_square + epsilon)
         weight      = weight - step
 
-    Source: `tf.compat.v1.train.RMSPropOptimizer`; TF-Slim `train_image_classifier` (its defaults are the ones below).
+    Source: `tf.compat.v1.train.RMSPropOptimizer`; the defaults are those of TF-Slim `train_image_classifier`.
 
     Args:
         learning_rate: a number or a Keras schedule.
-        decay: of the mean square.
-        momentum: of the steps.
-        epsilon: added to the mean square.
+        decay, momentum, epsilon: as above.
         options: of `keras.optimizers.Optimizer`.
     """
 
@@ -32,7 +30,7 @@ class SlimRMSprop(keras.optimizers.Optimizer):
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
 
     def build(self, variables) -> None:
-        """Make a mean square of ones and a step of zeros for each variable."""
+        """Create a mean square of ones and a step of zeros for each variable."""
         if self.built:
             return
         super().build(variables)
@@ -42,16 +40,14 @@ class SlimRMSprop(keras.optimizers.Optimizer):
         self._steps = [self.add_variable_from_reference(variable, name="step") for variable in variables]
 
     def update_step(self, gradient, variable, learning_rate) -> None:
-        """Move one variable by one step."""
+        """Update one variable."""
         index = self._get_variable_index(variable)
         mean_square, step = self._mean_squares[index], self._steps[index]
-        gradient = ops.cast(gradient, variable.dtype)
-        rate = ops.cast(learning_rate, variable.dtype)
+        gradient, rate = ops.cast(gradient, variable.dtype), ops.cast(learning_rate, variable.dtype)
         self.assign(mean_square, self.decay * mean_square + (1 - self.decay) * ops.square(gradient))
         self.assign(step, self.momentum * step + rate * gradient * ops.rsqrt(mean_square + self.epsilon))
         self.assign_sub(variable, step)
 
     def get_config(self) -> dict:
-        """What a compiled model's file keeps of the optimiser."""
-        own = {"decay": self.decay, "momentum": self.momentum, "epsilon": self.epsilon}
-        return super().get_config() | own
+        """The configuration that Keras stores with a compiled model."""
+        return super().get_config() | {"decay": self.decay, "momentum": self.momentum, "epsilon": self.epsilon}

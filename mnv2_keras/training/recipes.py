@@ -1,4 +1,4 @@
-"""How networks are trained: each recipe one typed record, with its command, its cost and its last measured result."""
+"""How networks are trained: each recipe is one typed record, with its command, its cost and its last measured result."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ class TrainingRecipe:
         warmup: epochs (classifier) or steps in which the learning rate rises from zero.
         optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root), "adam" or "momentum".
         momentum: of the optimizer "momentum".
-        average: decay of the weights' moving averages, which are what is evaluated and saved; None for none.
+        average: decay of the weights' moving averages, which are evaluated and saved; None for no averages.
         mixed_precision: "bfloat16" or "float16" for the layers' arithmetic; None for float32.
         seed: of weights, order, augmentation and dropout.
     """
@@ -51,10 +51,10 @@ class TrainingRecipe:
             real_number("average", self.average, 0, 1, below=True, note=", or None")
 
     def as_dict(self) -> dict:
-        """As JSON holds it; momentum only where the optimizer has it, as in recipes of earlier releases."""
-        unused = {"momentum"} if self.optimizer != "momentum" else set()
-        names = [field.name for field in dataclasses.fields(self) if field.name not in unused]
-        return {name: _plain(getattr(self, name)) for name in names}
+        """The fields as JSON holds them; momentum only where the optimizer has it, as in recipes of earlier releases."""
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: getattr(self, name) for name in names if name != "momentum" or self.optimizer == "momentum"}
+        return json.loads(json.dumps(fields, default=dict))
 
     def as_json(self) -> str:
         """The text of a run's `recipe.json`."""
@@ -62,14 +62,20 @@ class TrainingRecipe:
 
     def identity(self) -> dict:
         """What must be the same for a run to be resumed. Where the learning rate does not depend on it, a run may get longer."""
-        about = self.as_dict()
+        fields = self.as_dict()
         if self.schedule in ("constant", "staircase", "exponential"):
-            del about[self._LENGTH]
-        return about
+            del fields[self._LENGTH]
+        return fields
 
     def changed(self, **options):
-        """The recipe with other settings; what is None stays."""
+        """The recipe with other settings; None leaves a setting as it is."""
         return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def learning_rates(self, epoch: int | None = None) -> Schedule:
+        """The learning rate of each step; a classifier's recipe needs the number of steps in an `epoch`."""
+        settings = {name: getattr(self, name) for name in ("decay", "decay_steps", "power") if hasattr(self, name)}
+        length = getattr(self, self._LENGTH)
+        return Schedule(self.schedule, self.learning_rate, length, self.warmup, epoch=epoch, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,12 +84,12 @@ class Recipe(TrainingRecipe):
 
     Attributes:
         network: arguments of `build_mobilenetv2`, `input_shape` among them.
-        epochs: passes over the images.
+        epochs: of the training.
         schedule: "exponential", times `decay` after each epoch; "cosine", to zero at the end; "constant".
         decay: of the exponential schedule.
-        label_smoothing: what the right class gives away to all of them.
+        label_smoothing: part of the right class's probability that is shared among all classes.
         augmentation: of `data.augmentation.AUGMENTATIONS`.
-        held_out: part of each class to judge by, where the data set has no part of its own.
+        held_out: part of each class to evaluate on, where the data set has no such split.
         (the others): as in `TrainingRecipe`.
     """
 
@@ -111,25 +117,12 @@ class Recipe(TrainingRecipe):
 
     @property
     def channels(self) -> int:
-        """Of the network's input: 1 or 3."""
+        """Channels of the network's input."""
         return self.network["input_shape"][2]
 
-    def learning_rates(self, steps: int) -> Schedule:
-        """The learning rate of each step, when an epoch has so many steps."""
-        return Schedule(
-            self.schedule, self.learning_rate, self.epochs, warmup=self.warmup, decay=self.decay, epoch=steps
-        )
-
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0, when an epoch has so many steps."""
+        """The learning rate of a step; the first step is 0, an epoch has `steps`."""
         return self.learning_rates(steps).rate(step)
-
-
-def _plain(value):
-    """Tuples and mappings of any depth as the lists and objects that JSON makes of them."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 #: TF-Slim's. `mnv2 train --recipe paper --data imagenet2012 -o runs/paper --epochs 300`: weeks on one GPU, days on 8; not run

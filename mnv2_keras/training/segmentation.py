@@ -1,4 +1,4 @@
-"""DeepLab's published training: momentum, a polynomial learning rate, scaled crops, cross-entropy of the judged pixels."""
+"""DeepLab's published training: momentum, a polynomial learning rate, scaled crops, cross-entropy of the labelled pixels."""
 
 import os
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from mnv2_keras.checks import real_number
 from mnv2_keras.data.segmentation import training_batches
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.masks import IGNORED
-from mnv2_keras.networks.endpoints import check_input
 from mnv2_keras.networks.segmenter import build_deeplabv3_mobilenetv2
-from mnv2_keras.training.distribution import check_batch, own_part
+from mnv2_keras.training.distribution import own_part
 from mnv2_keras.training.fit import Progress, fit
 from mnv2_keras.training.recipes import TrainingRecipe
-from mnv2_keras.training.schedule import Schedule
 from mnv2_keras.training.state import RunFolder, load_state
 from mnv2_keras.training.step import TrainingStep, building, network_shapes
 
@@ -34,8 +32,8 @@ class SegmentationRecipe(TrainingRecipe):
     curve, time and result.
 
     Attributes:
-        steps: batches in total.
-        batch: crops in a batch; batch norms that are tuned want more than 12.
+        steps: batches in the run.
+        batch: crops in a batch; batch norms that are trained need more than 12.
         crop: (height, width) of the network's input.
         schedule: "polynomial": the learning rate falls to 0 as `(1 - step / steps) ** power`.
         power: of the schedule.
@@ -69,10 +67,6 @@ class SegmentationRecipe(TrainingRecipe):
             raise ValueError(f"scales is {self.scales!r}: expected numbers above 0.")
         real_number("flip", self.flip, 0, 1)
 
-    def learning_rates(self) -> Schedule:
-        """The learning rate of each step."""
-        return Schedule(self.schedule, self.learning_rate, self.steps, warmup=self.warmup, power=self.power)
-
 
 #: Drawn shapes (`DrawnShapes`) at 65 x 65 with alpha 1.0 and the decoder, on a trained classifier's backbone: `mnv2 train
 #: segmentation --shapes --decoder --weights imagenet`; docs/segmentation.md has its curve and time.
@@ -90,22 +84,22 @@ class SegmentationLoss(keras.losses.Loss):
     Args:
         ignored: the label of pixels that do not count.
 
-    Shapes: labels (B, H, W), integers; logits (B, H, W, classes). Their mean over all judged pixels is a scalar; 0 without
-    any.
+    Shapes: labels (B, H, W), integers; logits (B, H, W, classes). Their mean over all labelled pixels is a scalar, 0 if there
+    are none.
     """
 
     def __init__(self, ignored: int = IGNORED, name: str = "cross_entropy", **options):
         super().__init__(name=name, **options)
         self.ignored = ignored
-        #: Judged pixels of one device to those of all devices that share the batch.
+        #: Labelled pixels of one device to those of all devices that share the batch.
         self.total = lambda count: count
 
     def call(self, y_true, y_pred):
         labels = ops.cast(y_true, "int32")
-        judged = ops.cast(ops.not_equal(labels, self.ignored), y_pred.dtype)
+        counts = ops.cast(ops.not_equal(labels, self.ignored), y_pred.dtype)
         labels = ops.where(ops.equal(labels, self.ignored), 0, labels)
         entropy = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
-        return ops.sum(entropy * judged) / ops.maximum(self.total(ops.sum(judged)), 1.0)
+        return ops.sum(entropy * counts) / ops.maximum(self.total(ops.sum(counts)), 1.0)
 
     def get_config(self):
         return super().get_config() | {"ignored": self.ignored}
@@ -119,14 +113,13 @@ def build(recipe: SegmentationRecipe, classes: int, **options) -> keras.Model:
         classes: of the masks.
         options: of `build_deeplabv3_mobilenetv2`, such as `alpha`, `weights`, `decoder`.
     """
+    settings = {"input_shape": (*recipe.crop, 3), "weight_decay": recipe.weight_decay}
     with building(recipe):
-        shape = (*recipe.crop, 3)
-        decay = recipe.weight_decay
-        return build_deeplabv3_mobilenetv2(input_shape=shape, classes=classes, weight_decay=decay, **options)
+        return build_deeplabv3_mobilenetv2(classes=classes, **settings, **options)
 
 
 def set_batch_norms(model: keras.Model, recipe: SegmentationRecipe) -> None:
-    """Give a segmenter's batch norms the recipe's momentum, and freeze them if it says so."""
+    """Give a segmenter's batch norms the recipe's momentum, and freeze them if the recipe does."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = recipe.fine_tune_batch_norm
@@ -139,7 +132,7 @@ class SegmentationStep(TrainingStep):
 
     Args:
         model: a segmenter.
-        recipe: how.
+        recipe: how it is trained.
     """
 
     def __init__(self, model: keras.Model, recipe: SegmentationRecipe):
@@ -190,45 +183,38 @@ def train_segmenter(
     Args:
         model: from `build_deeplabv3_mobilenetv2`, at the recipe's crop, or of any size.
         pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
-        recipe: how.
-        every: steps of a round; the last round may be shorter.
-        folder: of the run: `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed),
-            `tensorboard/`, `recipe.json`. None writes nothing.
-        resume: resume the run in this folder (on CPUs to the same bits); it starts from the beginning if no round was finished.
-        evaluate: called at the end of each round; what it returns is added to the round's row.
-        progress: called after each step and each round.
+        recipe: how it is trained.
+        every, evaluate, progress: as in `fit`.
+        folder, resume: as in `train_detector`.
 
     Returns:
         A row for each round, see `fit`.
 
     Raises:
         ValueError: photos and masks that do not fit each other, naming them (a folder is checked before the first step); a
-            model of another size, class count or range of values; the folder holds another run, or a run without `resume`.
+            model of another size, class count or range of values; the devices cannot share the batch; the folder holds another
+            run, or a run without `resume`.
         DivergedError, WorkerLostError, OSError: as in `fit`.
     """
+    height, width = recipe.crop
     if any(side not in (None, crop) for side, crop in zip(model.input_shape[1:3], recipe.crop, strict=True)):
         raise ValueError(
-            f"the model takes {model.input_shape[1]} x {model.input_shape[2]}, the recipe crops to {recipe.crop[0]} x "
-            f"{recipe.crop[1]}: build the model with input_shape=({recipe.crop[0]}, {recipe.crop[1]}, 3)."
+            f"the model takes {model.input_shape[1]} x {model.input_shape[2]}, the recipe crops to {height} x {width}: build the "
+            f"model with input_shape=({height}, {width}, 3)."
         )
     if pairs.classes != model.output_shape[3]:
         raise ValueError(
             f"the masks have {pairs.classes} classes, the model {model.output_shape[3]}: build it with classes={pairs.classes}."
         )
-    check_input(model)
-    strategy = tf.distribute.get_strategy()
-    check_batch(recipe.batch, strategy)
     identity = recipe.identity() | {"pairs": len(pairs), "classes": pairs.classes, "network": network_shapes(model)}
     run = RunFolder(folder, identity, resume, {"recipe.json": recipe.as_json()})
+    keras.utils.set_random_seed(recipe.seed)
+    step = SegmentationStep(model, recipe)
     if hasattr(pairs, "check"):
         pairs.check()
-    keras.utils.set_random_seed(recipe.seed)
 
     def batches(done: int):
-        crops = training_batches(
-            pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip, seed=recipe.seed, start=done
-        )
-        return own_part(crops, strategy)
+        data = pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip
+        return own_part(training_batches(*data, seed=recipe.seed, start=done), step.strategy)
 
-    step = SegmentationStep(model, recipe)
     return fit(step, batches, recipe.learning_rates(), run, evaluate, every=every, progress=progress)

@@ -1,4 +1,4 @@
-"""The folder of a run: what it takes to resume, stored by the variables' names, and its history. And what stops a run."""
+"""The folder of a run: the state to resume from, stored by the variables' names, and the history. And what stops a run."""
 
 import io
 import json
@@ -24,9 +24,7 @@ class WorkerLostError(OSError):
 def save_state(path: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
     """Write named arrays and a JSON document to one `.npz` file (atomically, see `write_bytes`)."""
     content = io.BytesIO()
-    np.savez(
-        content, **{"about": np.array(json.dumps(about)), **{f"variables/{name}": arrays[name] for name in arrays}}
-    )
+    np.savez(content, about=np.array(json.dumps(about)), **{f"variables/{name}": arrays[name] for name in arrays})
     write_bytes(path, content.getvalue())
 
 
@@ -40,15 +38,15 @@ def load_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in file.files if name != "about"}
+            arrays = {name.removeprefix("variables/"): file[name] for name in file.files if name != "about"}
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no state of a training run ({error}): start anew, without --resume.") from error
+        raise ValueError(f"{path} cannot be read as a training state ({error}): start without --resume.") from error
     if "a0" in arrays:
         raise ValueError(
             f"{path} was written by an earlier release, which stored variables by position: finish the run with that release "
-            "(mnv2_keras 0.1.0), or start anew in another folder."
+            "(mnv2_keras 0.1.0), or start again in another folder."
         )
-    return {name.removeprefix("variables/"): array for name, array in arrays.items()}, about
+    return arrays, about
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -62,7 +60,10 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 
 class RunFolder:
-    """The files of one run: `state.npz`, `history.csv`, `curves.png`, `tensorboard/`, and the texts that describe it.
+    """The files of one run.
+
+    They are `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed), `tensorboard/`, and the
+    texts that describe the run.
 
     Args:
         path: of the folder; None writes nothing.
@@ -71,15 +72,15 @@ class RunFolder:
         texts: file name to content, written when the run starts.
 
     Raises:
-        ValueError: the folder holds a run already, and `resume` is False.
+        ValueError: as in `check_folder`.
     """
 
     def __init__(self, path, identity: dict, resume: bool = False, texts: Mapping[str, str] | None = None):
         self.path = None if path is None else Path(path).expanduser()
         self.identity, self.resume, self.texts = json.loads(json.dumps(identity)), resume, texts or {}
-        if self.path is not None:
+        if self.path:
             check_folder(self.path, resume)
-        self._draws = self.path is not None and can_draw(self.path / "curves.png")
+        self._draws = self.path and can_draw(self.path / "curves.png")
 
     def restore(self, variables: Mapping) -> tuple[list[dict], bool]:
         """Assign the stored values to the run's variables.
@@ -88,7 +89,7 @@ class RunFolder:
             variables: name to Keras variable.
 
         Returns:
-            The rows of the history, and whether the last one has its evaluation. No rows if there is nothing to resume.
+            The rows of the history (none if there is nothing to resume), and whether the last one has its evaluation.
 
         Raises:
             ValueError: the state is of another run, or of another network.

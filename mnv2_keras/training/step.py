@@ -1,6 +1,7 @@
-"""One step of training: forward, backward, optimiser, averages; the same for all tasks, on one device or many."""
+"""One step of training: forward, backward, optimizer, averages; the same for all tasks, on one device or many."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 
@@ -8,8 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnv2_keras.networks.endpoints import check_input
 from mnv2_keras.training.averages import MovingAverages
-from mnv2_keras.training.distribution import workers_of
+from mnv2_keras.training.distribution import check_batch, workers_of
 from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
 from mnv2_keras.training.optimizer import SlimRMSprop
 from mnv2_keras.training.recipes import TrainingRecipe
@@ -17,7 +19,7 @@ from mnv2_keras.training.recipes import TrainingRecipe
 
 @contextlib.contextmanager
 def building(recipe: TrainingRecipe) -> Iterator[None]:
-    """A context to build the recipe's network in: its seed, and its mixed precision."""
+    """A context to build the recipe's network in, with its seed and its mixed precision."""
     keras.utils.set_random_seed(recipe.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(f"mixed_{recipe.mixed_precision}" if recipe.mixed_precision else "float32")
@@ -28,13 +30,10 @@ def building(recipe: TrainingRecipe) -> Iterator[None]:
 
 
 def make_optimizer(recipe: TrainingRecipe) -> keras.optimizers.Optimizer:
-    """A fresh optimiser of the recipe; for float16 its loss is scaled."""
-    if recipe.optimizer == "rmsprop":
-        optimizer = SlimRMSprop(recipe.learning_rate)
-    elif recipe.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(recipe.learning_rate)
-    else:
-        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
+    """A new optimizer of the recipe; for float16 its loss is scaled."""
+    momentum = functools.partial(keras.optimizers.SGD, momentum=recipe.momentum)
+    kinds = {"rmsprop": SlimRMSprop, "adam": keras.optimizers.Adam, "momentum": momentum}
+    optimizer = kinds[recipe.optimizer](recipe.learning_rate)
     return keras.optimizers.LossScaleOptimizer(optimizer) if recipe.mixed_precision == "float16" else optimizer
 
 
@@ -43,19 +42,24 @@ class TrainingStep:
 
     Args:
         network: from images to what the loss takes; it shares the layers of `model`.
-        model: what is trained, judged and saved; built within `strategy.scope()`.
-        recipe: how.
+        model: what is trained, evaluated and saved; built within `strategy.scope()`.
+        recipe: its batch is shared by the devices.
         strategy: of TensorFlow; None takes the one in whose scope this is called, by default a single device.
         batch: `tf.TensorSpec`s of a batch, where its shapes vary: the step is then traced only once.
+
+    Raises:
+        ValueError: the model takes pixels from 0 to 255; the devices cannot share the batch.
     """
 
-    #: What `loss` returns in its second value, after the loss itself.
+    #: What `loss` returns in its second value, after the loss.
     names: tuple[str, ...] = ()
 
     def __init__(self, network: keras.Model, model: keras.Model, recipe: TrainingRecipe, strategy=None, batch=None):
         self.model, self.network, self.recipe = model, network, recipe
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
+        check_input(model)
+        check_batch(recipe.batch, self.replicas)
         with self.strategy.scope():
             self.fused = with_fused_batch_norm(network)
             self.trained = self.fused.trainable_variables
@@ -63,17 +67,15 @@ class TrainingStep:
             self.optimizer.build(self.trained)
             self.averages = MovingAverages(self.trained, recipe.average) if recipe.average else None
         signature = batch and [batch, tf.TensorSpec((), tf.int64)]
-        # Nothing in a step is for autograph, whose reading of the code takes as long as the tracing.
+        # Nothing in a step needs autograph, which takes as long as the tracing.
         self._run = tf.function(
             self._distributed, input_signature=signature, reduce_retracing=signature is None, autograph=False
         )
 
     def loss(self, *batch) -> tuple[tf.Tensor, list]:
-        """The loss of a replica's part of the batch, and scalars to report.
+        """The loss of a replica's part of the batch with regularisation, and scalars to report, as `names` names them.
 
-        Returns:
-            The loss, with regularisation; its sum over all replicas is the loss of the whole batch. And scalars, as `names`
-            names them, which are summed over the replicas too.
+        Both are summed over the replicas; the sum of the losses is the loss of the complete batch.
         """
         raise NotImplementedError
 
@@ -86,11 +88,11 @@ class TrainingStep:
         return gradients
 
     def l2(self) -> tf.Tensor:
-        """This replica's part of the weight decay that the network itself has."""
+        """This replica's part of the network's own weight decay."""
         return tf.add_n([0.0, *(tf.cast(loss, tf.float32) for loss in self.fused.losses)]) / self.replicas
 
     def over_replicas(self, count: tf.Tensor) -> tf.Tensor:
-        """The sum of a count over all replicas: a loss that is averaged over pixels or anchors averages over the whole batch."""
+        """The sum of a count over all replicas: a mean over pixels or anchors is that of the complete batch."""
         return tf.distribute.get_replica_context().all_reduce("SUM", count) if self.replicas > 1 else count
 
     def __call__(self, batch, number: int) -> tf.Tensor:
@@ -101,7 +103,7 @@ class TrainingStep:
             number: of the step, from 1.
 
         Returns:
-            float32: the loss with regularisation, then as `names` names them; of all workers.
+            float32: the loss with regularisation, then the values that `names` names; of all workers.
         """
         return self._run(batch, tf.constant(number, tf.int64))
 
@@ -133,7 +135,7 @@ class TrainingStep:
 
     @property
     def variables(self) -> dict[str, keras.Variable]:
-        """What a run is resumed from, by name: weights, statistics, dropout's seed, the optimiser's slots, averages."""
+        """The state of a run by name: weights, statistics, dropout's seed, the optimizer's slots, averages."""
         pairs = [(f"model/{_stable(variable.path)}", variable) for variable in self.model.variables]
         pairs += [(f"optimizer/{_stable(variable.path)}", variable) for variable in self.optimizer.variables]
         if self.averages:
@@ -144,20 +146,20 @@ class TrainingStep:
         return named
 
     def applied(self):
-        """A context in which the model holds the weights to judge and to save."""
+        """A context in which the model holds the weights to evaluate and to save."""
         return self.averages.applied() if self.averages else contextlib.nullcontext()
 
     def finish(self) -> None:
-        """Give the model the weights to keep: their averages, if there are any."""
+        """Give the model its final weights: their averages, if there are any."""
         if self.averages:
             self.averages.assign()
 
 
 def _stable(path: str) -> str:
-    """A variable's path without the number that Keras gives the second optimiser or seed of a process (`adam_1/...`)."""
+    """A variable's path without the number that Keras gives the second optimizer or seed of a process (`adam_1/...`)."""
     return re.sub(r"^(seed_generator|adam|sgd|slim_rmsprop|loss_scale_optimizer)_\d+/", r"\1/", path)
 
 
 def network_shapes(model: keras.Model) -> list:
-    """What tells networks with the same variables apart, the output stride above all: layers and the shapes of their outputs."""
+    """Layers and their output shapes: these differ between networks of equal variables, such as two output strides."""
     return [[layer.name, *layer.output.shape[1:]] for layer in model.layers if layer.count_params()]
