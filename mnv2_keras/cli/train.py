@@ -1,5 +1,7 @@
-"""`mnv2 train`: classifiers, and a subcommand for each task."""
+"""`mnv2 train`: a subcommand for each task."""
 
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +17,8 @@ app = typer.Typer(no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in this folder.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Batches in total.")]
-Start = Annotated[
+Steps = Annotated[int | None, typer.Option(min=1, help="Batches in the run.")]
+Weights = Annotated[
     str | None,
     typer.Option(help="Weights to start from: of the same task, of a classifier, or imagenet. Default: fresh ones."),
 ]
@@ -42,14 +44,12 @@ def train(
     output: Output = Path("runs/train"),
     recipe: Annotated[str, typer.Option(help="paper or digits.")] = "paper",
     alpha: Annotated[float | None, typer.Option(help="Width of the network, in place of the recipe's.")] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Side of its input in pixels, in place of the recipe's.")
-    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of its input in pixels.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights to start from. Default: fresh ones.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
     balanced: Annotated[
-        bool, typer.Option("--balanced", help="Give rare classes a larger weight, so that all count the same.")
+        bool, typer.Option("--balanced", help="Give rare classes a larger weight in the loss.")
     ] = False,
     resume: Resume = False,
 ) -> None:
@@ -83,25 +83,15 @@ def train(
         if size is not None:
             network["input_shape"] = (size, size, chosen.channels)
         chosen = chosen.changed(network=network)
-        model = None
-        if weights:
-            with strategy.scope():
-                model = classification.build(chosen, classes, weights)
+        with strategy.scope():
+            model = classification.build(chosen, classes, weights) if weights else None
     err.print(f"{len(training):,} images of {classes} classes, {len(held_out):,} held out")
+    class_weights = classification.balanced_weights(training) if balanced else None
+    options = {"model": model, "resume": resume, "class_weights": class_weights, "strategy": strategy}
     with training_bar() as progress:
-        run = classification.train(
-            training,
-            held_out,
-            chosen,
-            output,
-            model=model,
-            resume=resume,
-            class_weights=classification.balanced_weights(training) if balanced else None,
-            progress=progress,
-            strategy=strategy,
-        )
-    print_skipped(run.broken, most=20)
-    last = run.history[-1]
+        result = classification.train(training, held_out, chosen, output, progress=progress, **options)
+    print_skipped(result.broken, most=20)
+    last = result.history[-1]
     out.print(
         f"{last['val_accuracy']:.2%} of {len(held_out):,} held-out images right after {last['epoch']} epochs; weights, curves "
         f"and state are in {output}",
@@ -119,7 +109,7 @@ def detection(
     recipe: Annotated[
         str | None, typer.Option(help="paper or shapes. Default: shapes with --shapes, otherwise paper.")
     ] = None,
-    weights: Start = None,
+    weights: Weights = None,
     classic: Annotated[bool, typer.Option("--classic", help="The classic SSD in place of SSDLite.")] = False,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     side: Annotated[int | None, typer.Option(min=33, help="Side of the network's input in pixels.")] = None,
@@ -141,41 +131,31 @@ def detection(
         from mnv2_keras.evaluation.detection import evaluate_detector
         from mnv2_keras.training.detection import RECIPES, build, train_detector
         from mnv2_keras.training.detection_augmentation import augmentation
-        from mnv2_keras.weights import save_model
 
         recipe = one_of("--recipe", recipe or ("shapes" if data.shapes else "paper"), RECIPES)
         chosen = RECIPES[recipe].changed(alpha=alpha, side=side, steps=steps, **asdict(settings))
         examples = data.read(split, side=chosen.side)
         with strategy.scope():
             model = build(chosen, len(examples.labels), weights=weights, separable=not classic)
-    listed, broken = len(examples.skipped), {}
+    listed, broken, augment = len(examples.skipped), {}, augmentation(chosen.flip, chosen.crop)
     print_skipped(examples.skipped)
-    held_out = data.read(split, side=chosen.side, held_out=True) if data.shapes else None
-    augment, size = augmentation(chosen.flip, chosen.crop), (chosen.side, chosen.side)
+    options, figure = {"folder": output, "resume": resume, "every": every}, ""
+    if data.shapes:
+        held_out = data.read(split, side=chosen.side, held_out=True)
+        options["evaluate"] = lambda: evaluate_detector(model, held_out, score_threshold=0.01)
+        figure = f"AP50 {{AP50:.3f}} on {len(held_out.examples)} held-out images"
 
-    def batches(start: int):
-        options = {"augment": augment, "seed": chosen.seed, "broken": broken, "start": start}
-        return detection_batches(examples.examples, size, chosen.batch, **options)
+    def batches(done: int):
+        reading = {"augment": augment, "seed": chosen.seed, "broken": broken, "start": done}
+        return detection_batches(examples.examples, (chosen.side, chosen.side), chosen.batch, **reading)
 
-    try:
-        with training_bar() as progress, strategy.scope():
-            rows = train_detector(
-                model,
-                batches,
-                chosen,
-                evaluate=(lambda: evaluate_detector(model, held_out, score_threshold=0.01)) if held_out else None,
-                every=every,
-                folder=output,
-                resume=resume,
-                progress=progress,
-            )
-    finally:
+    def print_broken() -> None:
         print_skipped(examples.skipped[listed:])
         print_skipped(dict(broken), most=20)
-    path = save_model(model, output / "detector.keras")
+
+    with strategy.scope():
+        run(train_detector, model, batches, chosen, output / "detector.keras", figure, print_broken, **options)
     write_text(output / "labels.txt", "".join(f"{label or 'unused'}\n" for label in examples.labels))
-    figure = f"AP50 {rows[-1]['AP50']:.3f} on {len(held_out.examples)} held-out images" if held_out else ""
-    print_ending(rows, output, path, progress, figure)
 
 
 @app.command()
@@ -186,7 +166,7 @@ def segmentation(
     output: Output,
     split: Split = "train",
     classes: Annotated[int, typer.Option(min=2, help="Classes of the masks, the background among them.")] = 21,
-    weights: Start = None,
+    weights: Weights = None,
     alpha: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
     output_stride: Annotated[int, typer.Option(help="8, 16 or 32.")] = 16,
     decoder: Annotated[bool, typer.Option("--decoder", help="Refine at stride 4.")] = False,
@@ -218,38 +198,57 @@ def segmentation(
         from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, build, train_segmenter
         from mnv2_keras.training.state import load_state
-        from mnv2_keras.weights import check_name, save_model
+        from mnv2_keras.weights import check_name
 
         check_name(path)  # before hours are spent
         if resume and (old := output.with_name(f"{output.name}.state.npz")).exists():
             load_state(old)  # says that it is of an earlier release
-        chosen = SHAPES if data.shapes else SegmentationRecipe()
-        chosen = chosen.changed(steps=steps, crop=(crop, crop) if crop else None, **asdict(settings))
-        chosen = chosen.changed(fine_tune_batch_norm=not freeze_batch_norm)
-        options = {"alpha": alpha, "output_stride": output_stride, "decoder": decoder, "weights": weights}
+        changes = asdict(settings) | {"steps": steps, "fine_tune_batch_norm": not freeze_batch_norm}
+        chosen = (SHAPES if data.shapes else SegmentationRecipe()).changed(crop=crop and (crop, crop), **changes)
+        network = {"alpha": alpha, "output_stride": output_stride, "decoder": decoder, "weights": weights}
         with strategy.scope():
-            model = build(chosen, classes, **options)
-    held_out = data.read(split, classes, side=chosen.crop[0], held_out=True) if data.shapes else None
-    judged = Segmenter(model)
-    try:
-        with training_bar() as progress, strategy.scope():
-            rows = train_segmenter(
-                model,
-                pairs,
-                chosen,
-                every=max(1, min(500, chosen.steps // 5)),
-                folder=folder,
-                resume=resume,
-                evaluate=(lambda: {"mean_iou": evaluate_segmenter(judged, held_out).mean_iou}) if held_out else None,
-                progress=progress,
-            )
-    finally:
+            model = build(chosen, classes, **network)
+    options, figure = {"folder": folder, "resume": resume, "every": max(1, min(500, chosen.steps // 5))}, ""
+    if data.shapes:
+        held_out, segmenter = data.read(split, classes, side=chosen.crop[0], held_out=True), Segmenter(model)
+        options["evaluate"] = lambda: {"mean_iou": evaluate_segmenter(segmenter, held_out).mean_iou}
+        figure = f"mean IoU {{mean_iou:.4f}} on {len(held_out)} held-out pictures"
+
+    def print_broken() -> None:
         print_skipped(getattr(pairs, "broken", {}), most=20)
-    save_model(model, path)
+
+    with strategy.scope():
+        rows = run(train_segmenter, model, pairs, chosen, path, figure, print_broken, **options)
     if plot:
         draw_training(rows, plot)
-    figure = f"mean IoU {rows[-1]['mean_iou']:.4f} on {len(held_out)} held-out pictures" if held_out else ""
-    print_ending(rows, folder, path, progress, figure)
+
+
+def run(train_task: Callable, model, data, recipe, path: Path, figure: str, print_broken: Callable, **options) -> list:
+    """Train a detector or segmenter, save the model to `path`, and print how the run ended.
+
+    Args:
+        train_task: `train_detector` or `train_segmenter`; called with model, data, recipe and options.
+        figure: a format of the last row's evaluation, or nothing.
+        print_broken: called at the end, also of a run that fails: prints the images that could not be read.
+    """
+    from mnv2_keras.weights import save_model
+
+    try:
+        with training_bar() as progress:
+            rows = train_task(model, data, recipe, progress=progress, **options)
+    finally:
+        print_broken()
+    save_model(model, path)
+    if not progress.steps:
+        out.print(f"{options['folder']} is finished: there is nothing to resume.", highlight=False, soft_wrap=True)
+    seconds, figure = sum(row["seconds"] for row in rows), figure.format(**rows[-1])
+    out.print(
+        f"loss {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f} in {rows[-1]['step']} steps{figure and '; '}{figure}; "
+        f"{seconds:.0f} s; written: {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return rows
 
 
 def start_strategy():
@@ -269,61 +268,40 @@ def folder_and_model(output: Path) -> tuple[Path, Path]:
     `-o` used to be the model's file. `-o voc.keras` still writes it there, and everything else to `voc/`.
     """
     output = output.expanduser()
-    ending = next((name for name in (".weights.h5", ".h5", ".keras", ".tflite") if output.name.endswith(name)), None)
-    if ending is None and ".ckpt" in output.name:
-        ending = output.name[output.name.index(".ckpt") :]
-    if ending is None:
+    match = re.fullmatch(r"(.*?)(\.weights\.h5|\.h5|\.keras|\.tflite|\.ckpt.*)", output.name)
+    if not match:
         return output, output / "segmenter.keras"
-    folder = output.with_name(output.name.removesuffix(ending) or "run")
+    folder = output.with_name(match[1] or "run")
     print_warnings([f"-o is the run's folder now: the model is written to {output}, everything else to {folder}/."])
     return folder, output
 
 
-def print_ending(rows: list[dict], folder: Path, path: Path, progress: "training_bar", figure: str) -> None:
-    """Say how a run of a detector or segmenter ended."""
-    if not progress.steps:
-        out.print(f"{folder} is finished: there is nothing to resume.", highlight=False, soft_wrap=True)
-    seconds = sum(row["seconds"] for row in rows)
-    out.print(
-        f"loss {rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f} in {rows[-1]['step']} steps{figure and '; '}{figure}; "
-        f"{seconds:.0f} s; written: {path}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-class training_bar:
+class training_bar(progress_bar):
     """A bar with loss, speed and time left, and a line for each epoch or round; a Ctrl-C says how to resume."""
 
     #: Columns of a history's rows, as the line shows them.
     FIGURES = ("loss", "accuracy", "val_accuracy", "localization", "classification", "AP50", "mean_iou")
-
-    def __enter__(self):
-        self.steps = 0
-        self.bar = progress_bar().__enter__()
-        return self
+    #: Steps that were trained.
+    steps = 0
 
     def features(self, done: int, count: int) -> None:
         """Show for how many photos the backbone's features are computed."""
-        self.bar.update(done, count, description="features", detail="photos")
+        self.update(done, count, description="features", detail="photos")
 
     def __call__(self, at) -> None:
         """Show a step, or the end of an epoch or round."""
-        epoch = f"epoch {at.epoch}/{at.epochs}" if at.row and "epoch" in at.row else f"step {at.done}/{at.total}"
         if at.row:
+            epoch = f"epoch {at.epoch}/{at.epochs}" if "epoch" in at.row else f"step {at.done}/{at.total}"
             figures = "".join(f"  {name} {at.row[name]:.4f}" for name in self.FIGURES if name in at.row)
             line = f"{epoch}{figures}  {at.row['images_per_second']:.0f} images/s"
             err.print(line, highlight=False, soft_wrap=True)
             return
         self.steps += 1
         detail = f"loss {at.loss:.3f}  {at.images_per_second:.0f} images/s"
-        self.bar.update(at.done, at.total, description="training", detail=detail)
+        self.update(at.done, at.total, description="training", detail=detail)
 
-    def __exit__(self, kind, value, trace) -> None:
-        self.bar.__exit__(kind, value, trace)
+    def __exit__(self, kind, *others) -> None:
+        super().__exit__(kind, *others)
         if kind is KeyboardInterrupt:
-            err.print(
-                Text("stopped:", "bold"),
-                "what was finished is kept; the same command with --resume goes on.",
-                soft_wrap=True,
-            )
+            advice = "what was finished is kept; the same command with --resume continues."
+            err.print(Text("stopped:", "bold"), advice, soft_wrap=True)

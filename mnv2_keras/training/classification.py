@@ -35,10 +35,7 @@ class Run(NamedTuple):
 def build(recipe: Recipe, classes: int, weights=None) -> keras.Model:
     """The recipe's network, fresh from its seed or with weights, in its mixed precision.
 
-    Args:
-        recipe: whose `network` is built; its own number of classes takes precedence over `classes`.
-        classes: of the data.
-        weights: as in `build_mobilenetv2`.
+    The data's `classes` are used where the recipe's network has no number of classes.
 
     Raises:
         ValueError: the recipe's network has another number of classes than the data, with or without a background.
@@ -58,10 +55,6 @@ class ClassificationStep(TrainingStep):
     """A step on images (B, H, W, C), labels int (B,) from 0, and weights of each image's loss, float32 (B,).
 
     It returns the loss with regularisation, the weighted number of right answers, and the sum of the weights.
-
-    Args:
-        model: a classifier.
-        recipe, strategy: as in `TrainingStep`.
     """
 
     names = ("right", "weights")
@@ -134,10 +127,9 @@ def train(
         `val_accuracy` are of the held-out images), and the images that could not be read.
 
     Raises:
-        ValueError: the recipe does not fit the data, or the model takes pixels from 0 to 255; the devices cannot share the
-            batch; images have no labels, or no image of a class can be read; a key of the class weights is not a label; the
-            folder holds another run.
-        DivergedError, WorkerLostError, OSError: as in `fit`.
+        ValueError: the recipe does not fit the data; images have no labels, or no image of a class can be read; a key of the
+            class weights is not a label.
+        ValueError, DivergedError, WorkerLostError, OSError: as in `fit`.
     """
     strategy = strategy or tf.distribute.get_strategy()
     class_names, folder = training.class_names, Path(folder).expanduser()

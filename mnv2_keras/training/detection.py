@@ -50,7 +50,7 @@ class DetectionRecipe(TrainingRecipe):
     def __post_init__(self):
         if isinstance(self.decay, str):
             message = (
-                "decay is the factor of the staircase now: give the kind of schedule as schedule; the next release"
+                "decay is the factor of the staircase now, the kind of schedule is given as schedule: the next release"
             )
             warnings.warn(f"{message} does not accept strings.", DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "schedule", self.decay)
@@ -60,16 +60,7 @@ class DetectionRecipe(TrainingRecipe):
 
 #: The published training of `ssdlite_mobilenet_v2_coco` and `ssd_mobilenet_v2_coco`. `mnv2 train detection --recipe paper
 #: --tfds coco/2017 --weights imagenet -o runs/coco`; days on one GPU, not run here.
-PAPER = DetectionRecipe(
-    alpha=1.0,
-    side=300,
-    batch=24,
-    steps=200_000,
-    optimizer="rmsprop",
-    learning_rate=0.004,
-    schedule="staircase",
-    decay_steps=800_720,
-)
+PAPER = DetectionRecipe(alpha=1.0, side=300, batch=24, steps=200_000, learning_rate=0.004, decay_steps=800_720)
 #: Drawn shapes on a trained classifier's backbone: `mnv2 train detection --shapes --weights imagenet`, eleven minutes on two
 #: cores; docs/detection.md has its curve. From scratch the same takes many times as long.
 SHAPES = DetectionRecipe(
@@ -90,10 +81,7 @@ RECIPES = {"paper": PAPER, "shapes": SHAPES}
 def build(recipe: DetectionRecipe, classes: int, **options) -> keras.Model:
     """The recipe's network, fresh from its seed or with weights, in its mixed precision.
 
-    Args:
-        recipe: how it will be trained.
-        classes: of the data, without the background.
-        options: of `build_ssdlite_mobilenetv2`, such as `weights` and `separable`.
+    `classes` is without the background; the options are those of `build_ssdlite_mobilenetv2`, such as `weights`.
     """
     shape, names = (recipe.side, recipe.side, 3), ("min_depth", "batch_norm_momentum", "weight_decay")
     settings = {name: getattr(recipe, name) for name in names}
@@ -104,12 +92,7 @@ def build(recipe: DetectionRecipe, classes: int, **options) -> keras.Model:
 class DetectionStep(TrainingStep):
     """A step on images (B, H, W, 3) and their objects (see `detection_batches`).
 
-    It returns the loss and its parts: `localization`, `classification` and `l2`.
-
-    Args:
-        model: a detector.
-        recipe: how it is trained.
-        anchors: (A, 4).
+    It returns the loss and its parts: `localization`, `classification` and `l2`. The anchors are (A, 4).
     """
 
     names = ("localization", "classification", "l2")
@@ -157,12 +140,8 @@ def train_detector(
         resume: resume the run in this folder (on CPUs to the same bits); it starts from the beginning if no round was finished.
 
     Returns:
-        A row for each round (see `fit`) with the parts of its loss: `localization`, `classification` and `l2`.
-
-    Raises:
-        ValueError: the batches end before the recipe does; the model takes pixels from 0 to 255; the devices cannot share the
-            batch; the folder holds another run, or a run without `resume`.
-        DivergedError, WorkerLostError, OSError: as in `fit`.
+        A row for each round (see `fit`, which documents the errors too) with the parts of its loss: `localization`,
+        `classification` and `l2`.
     """
     anchors = ssd_anchors(model.input_shape[1:3]) if anchors is None else anchors
     identity = recipe.identity() | {"anchors": len(anchors), "network": network_shapes(model)}

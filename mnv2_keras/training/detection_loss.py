@@ -32,8 +32,6 @@ def match_anchors(boxes, num, anchors):
 
     It is the object with the largest IoU, if that is 0.5 or more. In addition each object gets its best anchor, whatever the IoU
     and the anchor's own best object are. Where several are equal, the first anchor and the first object count.
-
-    Source: Object Detection API `argmax_matcher.ArgMaxMatcher` with `force_match_for_each_row`.
     """
     # One row more than there are objects, so that argmax has a row also in an image without objects.
     boxes = tf.pad(tf.cast(boxes, tf.float32), [[0, 0], [0, 1], [0, 0]])
@@ -62,12 +60,8 @@ def hard_examples(boxes, class_losses, positive):
 
     Of predicted boxes that are nearly the same only the worst counts, also among positives.
 
-    Source: Object Detection API `losses.HardExampleMiner`, `loss_type: CLASSIFICATION`.
-
-    Args:
-        boxes: (B, A, 4) as predicted.
-        class_losses: (B, A).
-        positive: bool (B, A).
+    Predicted boxes are (B, A, 4), class losses and bool positives (B, A). Source: Object Detection API
+    `losses.HardExampleMiner`, `loss_type: CLASSIFICATION`.
     """
 
     def mined(image):
@@ -86,8 +80,7 @@ def detection_loss(outputs: dict, truth: dict, anchors, total=lambda count: coun
 
     Args:
         outputs: the model's, `box_encodings` (B, A, 4) and `class_predictions_with_background` (B, A, classes + 1).
-        truth: `boxes`, `classes` and `num`.
-        anchors: of the model.
+        truth, anchors: `boxes`, `classes` and `num`, and the model's anchors.
         total: number of positives in these images to that in the complete batch, where several devices share it.
 
     Returns:

@@ -46,10 +46,9 @@ def cluster(environment: Mapping[str, str]) -> dict | None:
 
 
 def tasks_per_node(text: str | None, tasks: int, nodes: int) -> list[int]:
-    """SLURM's tasks of each node: `2,1(x2)` to 2, 1, 1. Without the list, its block layout, which fills the first nodes first.
+    """SLURM's tasks of each node: `2,1(x2)` to 2, 1, 1; a ValueError names a list of other tasks or nodes.
 
-    Raises:
-        ValueError: the list cannot be read, or is of other tasks or nodes.
+    Without the list, SLURM's block layout, which fills the first nodes first.
     """
     if not text:
         share, rest = divmod(tasks, nodes)
@@ -65,11 +64,7 @@ def tasks_per_node(text: str | None, tasks: int, nodes: int) -> list[int]:
 
 
 def expand_nodes(text: str) -> list[str]:
-    """SLURM's short list of nodes: `gpu[01-03,7],login` to gpu01, gpu02, gpu03, gpu7, login.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """SLURM's short list of nodes: `gpu[01-03,7],login` to gpu01, gpu02, gpu03, gpu7, login; a ValueError names another list."""
     hosts = []
     for item in re.findall(r"[^,\[]+(?:\[[^\]]*\])?", text):
         match = re.fullmatch(r"([^,\[]+)(?:\[([\d,-]+)\])?", item)
@@ -85,12 +80,7 @@ def expand_nodes(text: str) -> list[str]:
 
 
 def start():
-    """The strategy of this process. Call it before TensorFlow does anything else.
-
-    Returns:
-        `MultiWorkerMirroredStrategy` when there are several workers, `MirroredStrategy` with several GPUs, otherwise the default
-        strategy.
-    """
+    """The strategy of this process, of several workers, several GPUs or neither. Call it before TensorFlow does anything else."""
     config = cluster(os.environ)
     if config:
         os.environ["TF_CONFIG"] = json.dumps(config)
@@ -103,25 +93,10 @@ def start():
     return tf.distribute.get_strategy()
 
 
-def workers_of(strategy) -> int:
-    """Number of processes that take part."""
-    return getattr(strategy.extended, "_num_workers", 1)
-
-
 def place(strategy) -> tuple[int, int]:
-    """Number of this worker, and of all workers."""
-    resolver, workers = strategy.cluster_resolver, workers_of(strategy)
+    """This worker's number, from 0, and the number of workers."""
+    resolver, workers = strategy.cluster_resolver, getattr(strategy.extended, "_num_workers", 1)
     return (resolver.task_id or 0, workers) if resolver and workers > 1 else (0, 1)
-
-
-def check_batch(batch: int, devices: int) -> None:
-    """Check that the devices can share a batch.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    if batch % devices:
-        raise ValueError(f"A batch of {batch} cannot be shared by {devices} devices: choose a multiple of {devices}.")
 
 
 def own_part(batches: Iterable, strategy) -> Iterator:
@@ -134,11 +109,7 @@ def own_part(batches: Iterable, strategy) -> Iterator:
 
 
 def check_same_start(strategy, steps: int, folder) -> None:
-    """Check that all workers begin with the same step: otherwise gradients of different weights would be added up.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise a ValueError unless all workers begin with the same step: gradients of different weights would be added up."""
     import tensorflow as tf
 
     own = tf.function(lambda: tf.constant([steps]))

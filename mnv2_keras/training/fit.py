@@ -6,20 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from tensorflow.errors import AbortedError, CancelledError, DeadlineExceededError, OpError, UnavailableError
 
 from mnv2_keras.training.distribution import check_same_start, place
-from mnv2_keras.training.schedule import Schedule
+from mnv2_keras.training.recipes import Schedule
 from mnv2_keras.training.state import DivergedError, RunFolder, WorkerLostError
 from mnv2_keras.training.step import TrainingStep
 
 #: What TensorFlow raises in a worker when another one is gone.
-_WORKER_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
+_WORKER_ERRORS = UnavailableError, AbortedError, CancelledError, DeadlineExceededError
 
 
 class Progress(NamedTuple):
@@ -54,8 +49,7 @@ def fit(
 
     Args:
         step: what is done with a batch.
-        batches: called with the number of finished steps; gives the batches (tuples) from there on, of each only this worker's
-            part.
+        batches: from the number of finished steps to this worker's parts of the batches (tuples) from there on.
         schedule: learning rates, and the number of steps.
         folder: of the run.
         evaluate: called after each round, while the model holds the weights to evaluate; what it returns is added to the row. If
@@ -71,7 +65,8 @@ def fit(
 
     Raises:
         ValueError: the folder's state is of another run; the batches end too early, or cannot be read; the workers do not start
-            from the same step.
+            from the same step. (From the step and the folder: the model takes pixels from 0 to 255; the devices cannot share
+            the batch; the folder holds a run and is not resumed.)
         DivergedError: the loss or a weight is NaN or infinite; the message says where. The rounds before are kept.
         WorkerLostError: another worker of this run does not answer.
         OSError: no room; what was saved before is still there.
@@ -102,7 +97,7 @@ class _Loop:
             last = min((done // self.every + 1) * self.every, self.schedule.steps)
             self._train(iterator, done, last)
             done = last
-        self.step.finish()
+        self.step.averages.assign()
         return self.rows
 
     def _train(self, iterator: Iterator, first: int, last: int) -> None:
@@ -130,13 +125,13 @@ class _Loop:
         """Evaluate, and write everything. The loss was that of the weights before the last step: all weights are checked."""
         step, writes = self.step, self.worker == 0
         arrays = {name: np.asarray(variable) for name, variable in step.variables.items()}
-        with step.applied():
+        with step.averages.applied():
             try:
                 figures = self.evaluate() if self.evaluate else {}
-            except ValueError:  # unusable weights or data: nothing to resume from
-                raise
-            except BaseException:  # the round is kept, its evaluation is repeated
-                if writes and _all_finite(arrays.values()):
+            except (
+                BaseException
+            ) as error:  # the round is kept, its evaluation is repeated, except for unusable data or weights
+                if writes and not isinstance(error, ValueError) and _all_finite(arrays.values()):
                     self.folder.save(arrays, [*self.rows, row], evaluated=False)
                 raise
             losses = [value for name, value in figures.items() if name.endswith("loss")]
@@ -158,7 +153,7 @@ class _Loop:
                 f"The batches end after {number} steps, the recipe has {self.schedule.steps}: repeat them, of photos that can be "
                 "read."
             ) from None
-        except tf.errors.OpError as error:
+        except OpError as error:
             lines = [line for line in str(error).splitlines() if "Error: " in line]  # without TensorFlow's trace
             cause = lines[-1].partition("Error: ")[2] if lines else str(error).splitlines()[0]
             raise ValueError(cause + self._rest(" Correct it; --resume continues from there.")) from error

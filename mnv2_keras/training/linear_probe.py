@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable
@@ -14,13 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnv2_keras.atomic import write_bytes
 from mnv2_keras.cache import cache_access, cache_folder
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import Examples, check_labels, check_readable
 from mnv2_keras.networks.endpoints import check_input, endpoints
 from mnv2_keras.training.recipes import LINEAR_PROBE, Recipe
+from mnv2_keras.training.state import load_state, save_state
 
 #: Images in a batch while features are computed.
 BATCH = 32
@@ -49,8 +48,7 @@ def pooled_features(
 ) -> Features:
     """The backbone's pooled features of every image, from the cache or computed now.
 
-    The cache's key is a hash of the images, the backbone's weights and the preprocessing: other images, weights or preprocessing
-    have another key.
+    The cache's key is a hash of the images, the backbone's weights and the preprocessing.
 
     Args:
         model: a classifier, or a backbone that ends in `global_pool`.
@@ -81,36 +79,28 @@ def _features(model: keras.Model, parts: list, central_fraction: float = 0.875, 
         path = cache_folder() / "features" / f"{key[:40]}.npz"
         if stored := _load(path, examples):
             return stored
-        batches = []
+        batches, done = [], 0
         for images, labels, weights in evaluation_batches(examples, BATCH, prepare, channels=channels):
             check_labels(labels, len(examples.class_names))
             batches.append((run(images).numpy().reshape(len(labels), -1), labels, weights))
+            done += len(labels)
             if progress:
-                progress(sum(len(labels) for _, labels, _ in batches), len(examples))
-        arrays = dict(
-            zip(("values", "labels", "weights"), map(np.concatenate, zip(*batches, strict=True)), strict=True)
-        )
+                progress(done, len(examples))
+        computed = Features(*map(np.concatenate, zip(*batches, strict=True)), cached=False)
         # Of a stream, broken images could not be read again: see `_load`.
-        if arrays["weights"].all() or isinstance(examples, Examples):
-            content = io.BytesIO()
-            np.savez(content, **arrays)
+        if computed.weights.all() or isinstance(examples, Examples):
             with cache_access(path):
-                write_bytes(path, content.getvalue())
-        return Features(**arrays, cached=False)
+                save_state(path, dict(zip(Features._fields[:3], computed, strict=False)), {})
+        return computed
 
     return [features(examples) for examples in parts]
 
 
 def _load(path: Path, examples) -> Features | None:
     """The stored features, unless an image that could not be read can be read now; `read` names the others again."""
-    if not path.is_file():
-        return None
     try:
-        with path.open("rb") as source, np.load(source, allow_pickle=False) as file:
-            stored = Features(file["values"], file["labels"], file["weights"], cached=True)
-    except Exception:  # whatever is wrong with a file in the cache, it is computed again
-        return None
-    if len(stored.values) != len(examples):
+        stored = Features(**load_state(path)[0], cached=True)
+    except Exception:  # whatever is wrong with a file in the cache, the features are computed again
         return None
     return stored if all(examples.read(i) is None for i in np.flatnonzero(stored.weights == 0)) else None
 
@@ -149,9 +139,6 @@ def linear_probe(
         training, held_out: as `read_splits` returns them.
         recipe: its epochs, batch, learning rates, label smoothing and seed are used; the optimizer is Adam.
         progress: as in `pooled_features`.
-
-    Returns:
-        The head, which is also in the model.
 
     Raises:
         ValueError: the model has another number of classes, or takes pixels from 0 to 255; images have no labels, or no image of

@@ -1,13 +1,66 @@
 """How networks are trained: each recipe is one typed record, with its command, its cost and its last measured result."""
 
 import dataclasses
+import functools
 import json
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from mnv2_keras.architecture import Row
 from mnv2_keras.checks import one_of, real_number, whole_number
-from mnv2_keras.training.schedule import KINDS, Schedule
+
+#: Kinds of schedules; "exponential" is another name of "staircase".
+KINDS = ("constant", "staircase", "exponential", "cosine", "polynomial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A learning rate for each step of a run. Times are in epochs if the steps of an `epoch` are given, otherwise in steps.
+
+    Kinds: "constant"; "staircase" (or "exponential"), times `decay` after every `decay_steps`; "cosine", to zero at the end;
+    "polynomial", `(1 - time / length) ** power` (Keras' `PolynomialDecay`, in float32).
+    """
+
+    kind: str
+    learning_rate: float
+    length: int
+    warmup: float = 0.0  # time in which the learning rate rises from zero
+    decay: float = 0.98
+    decay_steps: int = 1
+    power: float = 0.9
+    epoch: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the run."""
+        return self.length * (self.epoch or 1)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step; the first step is 0."""
+        unit = self.epoch or 1
+        time = step / unit
+        if time < self.warmup:  # in epochs, the step after the warm-up is the first with the full rate
+            return self.learning_rate * (step + 1) / (self.warmup * unit + bool(self.epoch))
+        if self.kind == "constant":
+            return self.learning_rate
+        if self.kind == "polynomial":
+            return _polynomial(self.learning_rate, self.length, self.power)(time)
+        if self.kind == "cosine":
+            done = (time - self.warmup) / max(self.length - self.warmup, 1e-9)
+            return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return self.learning_rate * self.decay ** math.floor(time / self.decay_steps)
+
+
+@functools.cache
+def _polynomial(learning_rate: float, length: int, power: float):
+    """Keras' schedule as a function of the time, computed in a graph: TensorFlow rounds the same there as in a training step."""
+    import keras
+    import tensorflow as tf
+
+    schedule = keras.optimizers.schedules.PolynomialDecay(learning_rate, length, end_learning_rate=0.0, power=power)
+    graph = tf.function(schedule, input_signature=[tf.TensorSpec((), tf.float32)])
+    return lambda time: float(graph(time))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,20 +178,18 @@ class Recipe(TrainingRecipe):
         return self.learning_rates(steps).rate(step)
 
 
+_IMAGENET = {"alpha": 1.0, "input_shape": (224, 224, 3), "weight_decay": 4e-5}
+
 #: TF-Slim's. `mnv2 train --recipe paper --data imagenet2012 -o runs/paper --epochs 300`: weeks on one GPU, days on 8; not run
 #: here. TF-Slim trained on 16 workers of 96 images, each worker with an update of its own: 300 epochs of 0.98 reach 71.8 %
 #: top-1 (published).
-PAPER = Recipe(
-    network=MappingProxyType({"alpha": 1.0, "input_shape": (224, 224, 3), "classes": 1001, "weight_decay": 4e-5}),
-    epochs=300,
-    batch=96,
-)
+PAPER = Recipe(MappingProxyType(_IMAGENET | {"classes": 1001}), epochs=300, batch=96)
 
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 -o runs/finetune`: the head on stored features first, then the
 #: last blocks. Measured on 270 crops of nine photos, a class for each: all of 90 other crops right (96 to 100 % at 95 %), by the
 #: head alone and after every epoch; ten epochs took 5 min 27 s on two shared cores that had other work too.
 FINETUNE = Recipe(
-    network=MappingProxyType({"alpha": 1.0, "input_shape": (224, 224, 3), "weight_decay": 4e-5}),
+    MappingProxyType(_IMAGENET),
     epochs=10,
     batch=32,
     optimizer="adam",
@@ -188,8 +239,6 @@ def recipe_named(name: str) -> Recipe:
     """A recipe of `RECIPES`.
 
     Raises:
-        ValueError: there is none of this name; the message lists those there are.
+        ValueError: another name; the message lists all names.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe is {name!r}: expected one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
+    return RECIPES[one_of("recipe", name, RECIPES)]

@@ -27,22 +27,18 @@ class SegmentationRecipe(TrainingRecipe):
 
     What they leave open is as in DeepLab's `train.py`: scales, flips, weight decay, momentum, twice the gradient for biases.
 
-    `mnv2 train segmentation --photos JPEGImages --masks SegmentationClassRaw --classes 21` runs the published one: 30,000
-    steps of 16 crops of 513 x 513, which takes an accelerator. `SHAPES` runs on any laptop; docs/segmentation.md has its
-    curve, time and result.
+    `mnv2 train segmentation --photos JPEGImages --masks SegmentationClassRaw --classes 21` runs the published one, which takes an
+    accelerator.
 
     Attributes:
-        steps: batches in the run.
-        batch: crops in a batch; batch norms that are trained need more than 12.
+        steps, batch: batches in the run, and crops in a batch; batch norms that are trained need more than 12.
         crop: (height, width) of the network's input.
-        schedule: "polynomial": the learning rate falls to 0 as `(1 - step / steps) ** power`.
-        power: of the schedule.
+        schedule, power: the learning rate falls to 0 as `(1 - step / steps) ** power`.
         weight_decay: of all kernels but the depthwise ones; a model that was built with a weight decay keeps its own.
         scales: each example is scaled by one of them.
         flip: chance of a mirror image.
         fine_tune_batch_norm: whether batch norms train; otherwise they keep their statistics, scale and shift.
-        batch_norm_momentum: of every moving statistic in training; None keeps the model's (0.997 and 0.9997, which need
-            tens of thousands of steps).
+        batch_norm_momentum: of all batch norms; None keeps the model's (0.997 and 0.9997, for tens of thousands of steps).
         (the others): as in `TrainingRecipe`.
     """
 
@@ -77,15 +73,12 @@ SHAPES = SegmentationRecipe(
 
 @keras.saving.register_keras_serializable(package="mnv2_keras")
 class SegmentationLoss(keras.losses.Loss):
-    """Softmax cross-entropy of logits, averaged over the pixels whose label counts.
+    """Softmax cross-entropy of labels int (B, H, W) and logits (B, H, W, classes): its mean over all pixels but the ignored ones.
 
-    Source: DeepLab `train_utils.add_softmax_cross_entropy_loss_for_each_scale`.
+    Without any such pixel it is 0. Source: DeepLab `train_utils.add_softmax_cross_entropy_loss_for_each_scale`.
 
     Args:
         ignored: the label of pixels that do not count.
-
-    Shapes: labels (B, H, W), integers; logits (B, H, W, classes). Their mean over all labelled pixels is a scalar, 0 if there
-    are none.
     """
 
     def __init__(self, ignored: int = IGNORED, name: str = "cross_entropy", **options):
@@ -108,10 +101,7 @@ class SegmentationLoss(keras.losses.Loss):
 def build(recipe: SegmentationRecipe, classes: int, **options) -> keras.Model:
     """The recipe's network, fresh from its seed or with weights, in its mixed precision.
 
-    Args:
-        recipe: how it will be trained.
-        classes: of the masks.
-        options: of `build_deeplabv3_mobilenetv2`, such as `alpha`, `weights`, `decoder`.
+    The options are those of `build_deeplabv3_mobilenetv2`, such as `alpha`, `weights`, `decoder`.
     """
     settings = {"input_shape": (*recipe.crop, 3), "weight_decay": recipe.weight_decay}
     with building(recipe):
@@ -128,12 +118,7 @@ def set_batch_norms(model: keras.Model, recipe: SegmentationRecipe) -> None:
 
 
 class SegmentationStep(TrainingStep):
-    """A step on images (B, H, W, 3) and masks int32 (B, H, W); it returns the loss with regularisation.
-
-    Args:
-        model: a segmenter.
-        recipe: how it is trained.
-    """
+    """A segmenter's step on images (B, H, W, 3) and masks int32 (B, H, W); it returns the loss with regularisation."""
 
     def __init__(self, model: keras.Model, recipe: SegmentationRecipe):
         set_batch_norms(model, recipe)
@@ -155,7 +140,7 @@ class SegmentationStep(TrainingStep):
 
 
 def _folder_of(state: str | os.PathLike | None) -> Path | None:
-    """The folder in place of the state file that `train_segmenter` took before."""
+    """The folder for the state file that `train_segmenter` took before."""
     if state is None:
         return None
     path = Path(state).expanduser()
@@ -184,17 +169,12 @@ def train_segmenter(
         model: from `build_deeplabv3_mobilenetv2`, at the recipe's crop, or of any size.
         pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
         recipe: how it is trained.
-        every, evaluate, progress: as in `fit`.
+        every, evaluate, progress: as in `fit`, which documents the rows and errors too.
         folder, resume: as in `train_detector`.
-
-    Returns:
-        A row for each round, see `fit`.
 
     Raises:
         ValueError: photos and masks that do not fit each other, naming them (a folder is checked before the first step); a
-            model of another size, class count or range of values; the devices cannot share the batch; the folder holds another
-            run, or a run without `resume`.
-        DivergedError, WorkerLostError, OSError: as in `fit`.
+            model of another size or class count.
     """
     height, width = recipe.crop
     if any(side not in (None, crop) for side, crop in zip(model.input_shape[1:3], recipe.crop, strict=True)):

@@ -1,16 +1,19 @@
 """The folder of a run: the state to resume from, stored by the variables' names, and the history. And what stops a run."""
 
+import csv
 import io
 import json
+import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from mnv2_keras.atomic import write_bytes, write_text
-from mnv2_keras.figures import can_draw
-from mnv2_keras.training.history import write_history
+from mnv2_keras.figures import can_draw, draw_training
 
 
 class DivergedError(ValueError):
@@ -22,7 +25,7 @@ class WorkerLostError(OSError):
 
 
 def save_state(path: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
-    """Write named arrays and a JSON document to one `.npz` file (atomically, see `write_bytes`)."""
+    """Write named arrays and a JSON document to one `.npz` file (atomically)."""
     content = io.BytesIO()
     np.savez(content, about=np.array(json.dumps(about)), **{f"variables/{name}": arrays[name] for name in arrays})
     write_bytes(path, content.getvalue())
@@ -50,29 +53,19 @@ def load_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Check that a run may begin in this folder.
-
-    Raises:
-        ValueError: it holds a run already, and `resume` is False.
-    """
+    """Raise a ValueError if the folder holds a run and `resume` is False."""
     if (folder / "state.npz").exists() and not resume:
         raise ValueError(f"{folder} holds a run already: resume it (--resume), or choose another folder.")
 
 
 class RunFolder:
-    """The files of one run.
-
-    They are `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed), `tensorboard/`, and the
-    texts that describe the run.
+    """A run's `state.npz` (to resume from), `history.csv`, `curves.png` (if matplotlib is installed), `tensorboard/`, and texts.
 
     Args:
         path: of the folder; None writes nothing.
         identity: what must be the same for a run to be resumed, as JSON holds it.
-        resume: whether a run in the folder is continued.
+        resume: whether a run in the folder is continued; without, a run in the folder is a ValueError.
         texts: file name to content, written when the run starts.
-
-    Raises:
-        ValueError: as in `check_folder`.
     """
 
     def __init__(self, path, identity: dict, resume: bool = False, texts: Mapping[str, str] | None = None):
@@ -83,16 +76,10 @@ class RunFolder:
         self._draws = self.path and can_draw(self.path / "curves.png")
 
     def restore(self, variables: Mapping) -> tuple[list[dict], bool]:
-        """Assign the stored values to the run's variables.
-
-        Args:
-            variables: name to Keras variable.
+        """Assign the stored values to the run's variables, given by name; a ValueError names a state of another run or network.
 
         Returns:
             The rows of the history (none if there is nothing to resume), and whether the last one has its evaluation.
-
-        Raises:
-            ValueError: the state is of another run, or of another network.
         """
         state = self.path and self.path / "state.npz"
         if not (state and self.resume and state.exists()):
@@ -128,6 +115,31 @@ class RunFolder:
             save_state(self.path / "state.npz", arrays, about)
 
     def write_history(self, rows: list[dict]) -> None:
-        """Write table and curves of all rounds, and TensorBoard's scalars of the last one."""
-        if self.path:
-            write_history(self.path, rows, self._draws)
+        """Write table and curves of all rounds, and TensorBoard's scalars of the last one (each file atomically)."""
+        if not self.path:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "history.csv", text.getvalue())
+        if self._draws:
+            draw_training(rows, self.path / "curves.png")
+        write_tensorboard(self.path / "tensorboard", rows[-1])
+
+
+def write_tensorboard(folder: Path, row: dict) -> None:
+    """Write one row as an event file of scalars for TensorBoard, which need not be installed."""
+    event, step, now = tf.compat.v1.Event, row.get("epoch", row.get("step")), time.time()
+    values = [
+        tf.compat.v1.Summary.Value(tag=name, simple_value=value)
+        for name, value in row.items()
+        if name not in ("epoch", "step") and value is not None
+    ]
+    scalars = event(wall_time=now, step=step, summary=tf.compat.v1.Summary(value=values))
+    with tempfile.TemporaryDirectory() as temporary:  # TensorFlow writes records to files only
+        draft = Path(temporary) / "events"
+        with tf.io.TFRecordWriter(str(draft)) as writer:
+            writer.write(event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            writer.write(scalars.SerializeToString())
+        write_bytes(folder / f"events.out.tfevents.{step:010d}.mnv2", draft.read_bytes())

@@ -10,10 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from mnv2_keras.networks.endpoints import check_input
-from mnv2_keras.training.averages import MovingAverages
-from mnv2_keras.training.distribution import check_batch, workers_of
+from mnv2_keras.training.distribution import place
 from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
-from mnv2_keras.training.optimizer import SlimRMSprop
+from mnv2_keras.training.optimizer import MovingAverages, SlimRMSprop
 from mnv2_keras.training.recipes import TrainingRecipe
 
 
@@ -59,13 +58,17 @@ class TrainingStep:
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         check_input(model)
-        check_batch(recipe.batch, self.replicas)
+        if recipe.batch % self.replicas:
+            raise ValueError(
+                f"A batch of {recipe.batch} cannot be shared by {self.replicas} devices: choose a multiple of {self.replicas}."
+            )
         with self.strategy.scope():
             self.fused = with_fused_batch_norm(network)
             self.trained = self.fused.trainable_variables
             self.optimizer = make_optimizer(recipe)
             self.optimizer.build(self.trained)
-            self.averages = MovingAverages(self.trained, recipe.average) if recipe.average else None
+            #: Without averages in the recipe, of no variable.
+            self.averages = MovingAverages(self.trained if recipe.average else [], recipe.average or 0.0)
         signature = batch and [batch, tf.TensorSpec((), tf.int64)]
         # Nothing in a step needs autograph, which takes as long as the tracing.
         self._run = tf.function(
@@ -73,9 +76,9 @@ class TrainingStep:
         )
 
     def loss(self, *batch) -> tuple[tf.Tensor, list]:
-        """The loss of a replica's part of the batch with regularisation, and scalars to report, as `names` names them.
+        """The loss of a replica's part of the batch with regularisation, and scalars as `names` names them.
 
-        Both are summed over the replicas; the sum of the losses is the loss of the complete batch.
+        The sum over all replicas is the loss of the complete batch; the scalars are summed too.
         """
         raise NotImplementedError
 
@@ -96,11 +99,7 @@ class TrainingStep:
         return tf.distribute.get_replica_context().all_reduce("SUM", count) if self.replicas > 1 else count
 
     def __call__(self, batch, number: int) -> tf.Tensor:
-        """Train on this worker's part of a batch.
-
-        Args:
-            batch: a tuple of arrays, tensors or dictionaries of them.
-            number: of the step, from 1.
+        """Train on this worker's part of a batch, a tuple of arrays, tensors or dictionaries of them, in step `number`, from 1.
 
         Returns:
             float32: the loss with regularisation, then the values that `names` names; of all workers.
@@ -111,7 +110,7 @@ class TrainingStep:
         if self.replicas == 1:
             sums = self._replica(batch)
         else:
-            local = self.replicas // workers_of(self.strategy)
+            local = self.replicas // place(self.strategy)[1]
 
             def part(array):
                 pieces = tf.split(array, local)
@@ -121,8 +120,7 @@ class TrainingStep:
 
             parts = batch if local == 1 else tf.nest.map_structure(part, batch)
             sums = self.strategy.reduce("SUM", self.strategy.run(self._replica, (parts,)), axis=None)
-        if self.averages:
-            self.averages.update(number)
+        self.averages.update(number)
         return sums
 
     def _replica(self, batch):
@@ -138,21 +136,11 @@ class TrainingStep:
         """The state of a run by name: weights, statistics, dropout's seed, the optimizer's slots, averages."""
         pairs = [(f"model/{_stable(variable.path)}", variable) for variable in self.model.variables]
         pairs += [(f"optimizer/{_stable(variable.path)}", variable) for variable in self.optimizer.variables]
-        if self.averages:
-            paths = [f"average/{variable.path}" for variable in self.averages.variables]
-            pairs += zip(paths, self.averages.averages, strict=True)
+        averages = zip(self.averages.variables, self.averages.averages, strict=True)
+        pairs += [(f"average/{variable.path}", average) for variable, average in averages]
         if len(named := dict(pairs)) < len(pairs):
             raise ValueError("Two variables of the model have the same path: give its layers different names.")
         return named
-
-    def applied(self):
-        """A context in which the model holds the weights to evaluate and to save."""
-        return self.averages.applied() if self.averages else contextlib.nullcontext()
-
-    def finish(self) -> None:
-        """Give the model its final weights: their averages, if there are any."""
-        if self.averages:
-            self.averages.assign()
 
 
 def _stable(path: str) -> str:

@@ -183,13 +183,13 @@ def test_sub_commands_do_not_train():
 def test_a_stopped_run_says_how_to_go_on(capsys):
     with pytest.raises(KeyboardInterrupt), training_bar():
         raise KeyboardInterrupt
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
 
 
 def test_features_are_shown_while_they_are_computed():
     with training_bar() as progress:
         progress.features(32, 1000)
-        (task,) = progress.bar._progress.tasks
+        (task,) = progress._progress.tasks
         assert (task.completed, task.total, task.description, task.fields["detail"]) == (32, 1000, "features", "photos")
 
 

@@ -15,7 +15,7 @@ from training_tasks import examples, frozen, recipe
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.training import classification
 from mnv2_keras.training.classification import ClassificationStep, balanced_weights, build, train
-from mnv2_keras.training.schedule import Schedule
+from mnv2_keras.training.recipes import Schedule
 from mnv2_keras.training.state import DivergedError, load_state
 
 
@@ -104,7 +104,9 @@ def test_a_run_with_other_data_is_not_resumed(finished):
         train(examples(40, 5), examples(16, 1), recipe(), folder, resume=True)
 
 
-@pytest.mark.parametrize(("rate", "cause"), [(1e30, "the weights are still numbers"), (math.nan, "no number is Conv/")])
+@pytest.mark.parametrize(
+    ("rate", "cause"), [(1e30, "all weights are still finite"), (math.nan, "the first such weight is Conv/")]
+)
 def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate, cause):
     """The loss of a step is that of the weights before it: with one step an epoch, nothing but the weights tells."""
     chosen = recipe(average=None, epochs=1, learning_rate=1e-3)

@@ -180,7 +180,7 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(ValueError, match=r"blocks holds a run already: resume it"),
     ):
-        patch.setattr(probing, "_Backbone", lambda *_: pytest.fail("too late"))
+        patch.setattr(probing, "_features", lambda *_, **__: pytest.fail("too late"))
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", **arguments)
     before = len(seen)
     result = finetune(
@@ -239,7 +239,7 @@ def test_without_matplotlib_the_report_is_written_and_the_figure_left_out(
 
 def test_an_unknown_block_is_told_at_once(stripes_folder, tmp_path, monkeypatch):
     make(9).save(tmp_path / "weights.keras")
-    monkeypatch.setattr(probing, "_Backbone", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(probing, "_features", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match="expected one of layer_1"):
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", first="block_3")
     build_mobilenetv2(classes=2, **(SMALL | {"input_shape": (None, None, 3)})).save(tmp_path / "any.keras")

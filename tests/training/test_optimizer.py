@@ -9,9 +9,8 @@ from mnv2_keras.convert.goldens import name_rule_value, seeded_input
 from mnv2_keras.convert.names import variables
 from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.networks.endpoints import endpoints
-from mnv2_keras.training.averages import MovingAverages
 from mnv2_keras.training.fused_batch_norm import with_fused_batch_norm
-from mnv2_keras.training.optimizer import SlimRMSprop
+from mnv2_keras.training.optimizer import MovingAverages, SlimRMSprop
 
 
 def test_twenty_steps_equal_tensorflow_1(testdata):

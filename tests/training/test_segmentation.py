@@ -188,5 +188,5 @@ def test_a_mask_that_cannot_be_read_stops_with_its_name_and_what_is_kept(tmp_pat
                 save_mask(np.full((40, 40), 9), path)
 
     recipe = dataclasses.replace(TINY, steps=40)
-    with pytest.raises(ValueError, match=r"png.* The first \d steps are kept in .* --resume goes on from there"):
+    with pytest.raises(ValueError, match=r"png.* The first \d steps are kept in .* --resume continues from there"):
         train_segmenter(small_segmenter(), pairs, recipe, every=2, folder=tmp_path / "run", progress=progress)

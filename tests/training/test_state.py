@@ -1,14 +1,16 @@
 """A run's state on disk: atomic, stored by name, refused in one sentence where it does not fit."""
 
-import json
+import os
 import resource
+import shutil
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from mnv2_keras.training.state import RunFolder, load_state, save_state
+from mnv2_keras.training.state import RunFolder, load_state, save_state, write_tensorboard
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path):
@@ -32,7 +34,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "state.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="no state of a training run"):
+    with pytest.raises(ValueError, match="cannot be read as a training state"):
         load_state(tmp_path / "state.npz")
 
 
@@ -56,8 +58,17 @@ def test_a_state_of_another_run_or_network_is_refused(tmp_path):
 
 
 def test_a_state_of_the_release_before_is_refused_with_what_to_do(tmp_path):
-    """It stored variables by position: `a0`, `a1`, ... beside the JSON document."""
-    about = np.array(json.dumps({"identity": {"seed": 0}, "rows": [{"epoch": 1}]}))
-    np.savez(tmp_path / "state.npz", about=about, a0=np.zeros(2), a1=np.ones(3))
-    with pytest.raises(ValueError, match="written by an earlier release, .* or start anew in another folder"):
+    """mnv2_keras 0.1.0 wrote this file; it stored variables by position: `a0`, `a1`, ... next to the JSON document."""
+    shutil.copy(Path(__file__).parents[1] / "golden" / "training_state_0.1.0.npz", tmp_path / "state.npz")
+    with pytest.raises(ValueError, match="written by an earlier release, .* or start again in another folder"):
         RunFolder(tmp_path, {"seed": 0}, resume=True).restore({})
+
+
+def test_scalars_for_tensorboard_are_written_atomically(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"mnv2 cannot be written \(No space left on device\)"):
+        write_tensorboard(tmp_path, {"epoch": 1, "loss": 0.5})
+    assert not list(tmp_path.iterdir())
