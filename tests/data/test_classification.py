@@ -61,7 +61,7 @@ def test_the_held_out_part_is_of_every_class_and_always_the_same(photos):
     assert read_splits(photos, 0.4, 4)[1].images != held_out.images
     assert read_examples(photos, "validation", 0.4, 3).images == held_out.images
     assert read_examples(photos, "train", 0.4, 3).images == training.images
-    with pytest.raises(ValueError, match="over 0 and below 1"):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
         training.split(1.0)
 
 
@@ -166,7 +166,7 @@ def test_a_tfds_set_with_a_single_part_is_sliced(tmp_path):
     ((images, labels, weights),) = training_batches(training, 7, evaluated, (8, 8))
     assert images.shape == (7, 8, 8, 3)
     for wrong in (0.0, 1.0):
-        with pytest.raises(ValueError, match="over 0 and below 1"):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
             read_splits("sliced_flowers", wrong)
 
 
@@ -239,7 +239,7 @@ def test_a_tfds_stream_is_shuffled_and_shared_by_its_seed(tmp_path):
     tf.random.set_seed(5)
     assert run() == whole
     assert whole[:4] != whole[4:]
-    halves = [run(worker=i, workers=2) for i in range(2)]
+    halves = [run(worker=(i, 2)) for i in range(2)]
     assert [a[1] + b[1] for a, b in zip(*halves, strict=True)] == [labels for _, labels in whole]
 
 
@@ -370,10 +370,10 @@ def test_every_epoch_has_its_own_order_which_a_resumed_run_has_too():
 
 def test_workers_share_each_batch():
     whole = epochs_of(numbered(), epochs=range(2))
-    parts = [epochs_of(numbered(), epochs=range(2), worker=i, workers=2) for i in range(2)]
+    parts = [epochs_of(numbered(), epochs=range(2), worker=(i, 2)) for i in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
     with pytest.raises(ValueError, match="cannot be shared by 3 workers"):
-        epochs_of(numbered(), workers=3)
+        epochs_of(numbered(), worker=(0, 3))
 
 
 def test_fewer_images_than_a_batch():

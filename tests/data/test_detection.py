@@ -82,7 +82,7 @@ def test_boxes_without_area_are_listed(tmp_path, photos):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ('{"images": [', "no whole JSON"),
+        ('{"images": [', "not a complete JSON"),
         ("[]", "no list 'images'"),
         (coco(annotations=None), "no list 'annotations'"),
         (coco(annotations=[{"image_id": 7}]), r"annotations\[0\] has no 'category_id'"),
@@ -140,10 +140,10 @@ def test_pascal_voc(tmp_path, photos):
     with pytest.raises(FileNotFoundError, match=r"about a\.png"):
         read_voc(folder)
     (folder / "b.xml").write_text(VOC.replace("<width>40", "<width>0"))
-    with pytest.raises(ValueError, match=r"b\.xml is no whole Pascal VOC annotation \(its size is 0 x 20\)"):
+    with pytest.raises(ValueError, match=r"b\.xml is not a complete Pascal VOC annotation \(its size is 0 x 20\)"):
         read_voc(folder, photos)
     (folder / "b.xml").write_text(VOC[:100])
-    with pytest.raises(ValueError, match=r"b\.xml is no whole Pascal VOC"):
+    with pytest.raises(ValueError, match=r"b\.xml is not a complete Pascal VOC"):
         read_voc(folder, photos)
     with pytest.raises(ValueError, match=r"holds no \.xml"):
         read_voc(photos)

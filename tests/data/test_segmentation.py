@@ -11,8 +11,8 @@ from mnv2_keras.data.segmentation import (
     augmented,
     check_labels,
     photos_and_masks,
+    segmentation_batches,
     tfds_photos_and_masks,
-    training_batches,
 )
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
@@ -62,7 +62,7 @@ def test_augmentation_draws_everything():
 def test_batches_are_endless_and_given_by_the_seed_alone():
     def batches(seed, others_seed, start=0):
         tf.random.set_seed(others_seed)
-        made = training_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, seed, start)
+        made = segmentation_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, seed, start)
         return [batch for batch, _ in zip(made, range(5 - start), strict=False)]
 
     first, again, other = batches(1, 2), batches(1, 3), batches(4, 2)

@@ -76,7 +76,7 @@ def test_results_of_another_data_set_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"annotations\[0\] has the bbox \[1\]"):
         evaluate_coco(truth | {"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1]}]}, rows)
     for content, message in (
-        ("[{", "no whole JSON"),
+        ("[{", "not a complete JSON"),
         ('[{"image_id": 1}]', "no COCO results file"),
         (json.dumps(short), r"bad.json: results\[1\] has the bbox"),
     ):

@@ -14,7 +14,7 @@ from mnv2_keras.convert.names import variables
 from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.data.segmentation import (
     photos_and_masks,
-    training_batches,
+    segmentation_batches,
 )
 from mnv2_keras.masks import save_mask
 from mnv2_keras.training.segmentation import (
@@ -102,7 +102,7 @@ def test_a_step_is_the_genuine_programs():
     model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, dropout_rate=0.0)
     before = {variable.path: variable.numpy() for variable in model.trainable_variables}
     recipe = dataclasses.replace(TINY, steps=1, weight_decay=4e-3, fine_tune_batch_norm=False)
-    ((images, masks),) = training_batches(DrawnShapes(3, 33), 2, (33, 33), recipe.scales, recipe.flip, 0).take(1)
+    ((images, masks),) = segmentation_batches(DrawnShapes(3, 33), 2, (33, 33), recipe.scales, recipe.flip, 0).take(1)
     for layer in model.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     with tf.GradientTape() as tape:
