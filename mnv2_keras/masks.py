@@ -10,7 +10,7 @@ from mnv2_keras.atomic import replacing
 from mnv2_keras.images import ImageError
 from mnv2_keras.preprocessing import normalize_image
 
-#: The label of pixels that nobody judges: borders, padding.
+#: The label of pixels that are not judged: borders, padding.
 IGNORED = 255
 #: What photos are padded with; 0 once it is normalised.
 PADDING = 127.5
@@ -22,12 +22,8 @@ def voc_palette(colours: int = 256) -> np.ndarray:
     Source: the VOC development kit's `VOClabelcolormap`: the label's bits, dealt to red, green and blue in turn, become the
     colours' bits from the highest down.
     """
-    labels = np.arange(colours)
-    palette = np.zeros((colours, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((labels >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
-    return palette
+    bits = np.arange(colours)[:, None, None] >> np.arange(24).reshape(8, 3) & 1  # (colours, 8, 3)
+    return (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
 
 
 def fit_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -78,7 +74,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ImageError: it is no picture, or one in colour, whose labels nobody can know.
+        ImageError: it cannot be read as a picture, or is in colour, so that its labels are unknown.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,8 +88,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
                 )
             # Pillow spreads greys of 1, 2 and 4 bits over 0 to 255 (and gives 1 bit as bool): the label is the number stored.
             stored = image.tile[0][3] if image.mode == "L" and image.tile else None
-            spread = {"L;2": 85, "L;4": 17}.get(stored, 1)
-            return np.asarray(image).astype(np.uint8) // np.uint8(spread)
+            return np.asarray(image).astype(np.uint8) // np.uint8({"L;2": 85, "L;4": 17}.get(stored, 1))
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they stumble upon
@@ -101,7 +96,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
 
 
 def save_mask(labels: np.ndarray, path: str | os.PathLike, palette: np.ndarray | None = None) -> Path:
-    """Write labels (H, W), 0 to 255, as an indexed PNG, all of it or nothing.
+    """Write labels (H, W), 0 to 255, as an indexed PNG, atomically.
 
     Args:
         palette: uint8 (256, 3) colours; Pascal VOC's by default.
@@ -112,7 +107,7 @@ def save_mask(labels: np.ndarray, path: str | os.PathLike, palette: np.ndarray |
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
-    """Write a PNG under a temporary name, sync it, and rename it."""
+    """Write a PNG atomically."""
     with replacing(path) as file:
         image.save(file, "PNG")
     return Path(path).expanduser()

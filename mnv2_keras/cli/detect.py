@@ -5,18 +5,17 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import opening_weights, out, print_skipped, with_progress
-from mnv2_keras.cli.options import Json, unique_stems
+from mnv2_keras.cli.console import opening_weights, out
+from mnv2_keras.cli.options import Json
+from mnv2_keras.cli.photos import Photos, Weights, exit_with_skipped, write_results
 
 COCO = "ssdlite_mobilenet_v2_coco_2018_05_09"
 
 
 def detect(
-    photos: Annotated[list[Path], typer.Argument(help="Photos or folders of photos.", metavar="PHOTO...")],
+    photos: Photos,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures and detections.jsonl.")],
-    weights: Annotated[
-        str, typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
-    ] = COCO,
+    weights: Weights = COCO,
     engine: Annotated[str, typer.Option(help="litert, openvino or keras.")] = "litert",
     labels: Annotated[Path | None, typer.Option(help="File with the name of a class in each line.")] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Show things with a higher score.")] = 0.3,
@@ -34,8 +33,6 @@ def detect(
     """
     import json
 
-    from rich.table import Table
-
     from mnv2_keras.atomic import write_text
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_picture
@@ -46,28 +43,31 @@ def detect(
 
         options = {"labels": labels, "score_threshold": score, "max_detections": top, "on_message": on_message}
         detector = Detector(weights, engine, **options)
-    lines, errors = [], {}
-    table = Table("photo", "label", "score", "left", "top", "width", "height")
-    with detector:
-        results = with_progress(detector.stream(paths, "skip"), len(paths), "detecting", "photos")
-        for path, name, result in zip(paths, unique_stems(paths), results, strict=True):
-            if result.error:
-                errors[path] = result.error
-                continue
-            row = result.as_dict()
-            row["picture"] = str(save_picture(result.picture(), output / f"{name}_detections.png"))
-            lines.append(json.dumps(row))
-            for i, thing in enumerate(row["detections"]):
-                sides = (f"{side:.0f}" for side in thing["bbox"])
-                last = i + 1 == len(row["detections"])
-                table.add_row("" if i else path.name, thing["label"], f"{thing['score']:.3f}", *sides, end_section=last)
-            if not row["detections"]:
-                table.add_row(path.name, "nothing", *[""] * 5, end_section=True)
-    write_text(output / "detections.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def save(result, stem: str) -> dict:
+        return {"picture": str(save_picture(result.picture(), output / f"{stem}_detections.png"))}
+
+    def save_rows(rows: list[dict]) -> None:
+        write_text(output / "detections.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    rows, errors = write_results(detector, paths, "detecting", save, save_rows)
     if as_json:
-        typer.echo("\n".join(lines))
+        for row in rows:
+            typer.echo(json.dumps(row))
     else:
-        out.print(table)
-    print_skipped(errors)
-    if errors:
-        raise typer.Exit(1)
+        _print_table(rows)
+    exit_with_skipped(errors)
+
+
+def _print_table(rows: list[dict]) -> None:
+    from rich.table import Table
+
+    table = Table("photo", "label", "score", "left", "top", "width", "height")
+    for row in rows:
+        name, last = Path(row["photo"]).name, len(row["detections"]) - 1
+        for i, thing in enumerate(row["detections"]):
+            sides = (f"{side:.0f}" for side in thing["bbox"])
+            table.add_row("" if i else name, thing["label"], f"{thing['score']:.3f}", *sides, end_section=i == last)
+        if not row["detections"]:
+            table.add_row(name, "nothing", *[""] * 5, end_section=True)
+    out.print(table)

@@ -17,8 +17,9 @@ from mnv2_keras.cli.console import (
     with_progress,
 )
 from mnv2_keras.cli.options import Json, grouped_options
+from mnv2_keras.cli.photos import Weights
 
-#: A progress bar pays from so many photos on.
+#: A progress bar pays from this number of photos on.
 _MANY = 20
 
 
@@ -54,9 +55,7 @@ def predict(
     ],
     network: NetworkOptions,
     cluster: ClusterOptions,
-    weights: Annotated[
-        str, typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
-    ] = "mobilenet_v2_1.0_224",
+    weights: Weights = "mobilenet_v2_1.0_224",
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the results here: .jsonl, .csv or .parquet.")
@@ -69,22 +68,18 @@ def predict(
     The first use of some weights converts them, which takes half a minute; later it takes half a second. Exits with 1
     when some of the photos could not be read, with 2 when none could.
 
-    With --engine-cluster ray, a run that was stopped goes on when the same command is given again.
+    With --engine-cluster ray, the same command continues a run that was stopped.
 
     Example: mnv2 predict cat.jpg holiday/ --weights mobilenet_v2_1.0_224.tgz --top 3
 
     Example: mnv2 predict --engine-cluster ray s3://bucket/photos -o found.parquet
     """
+    options = {"precision": network.precision, "resolution": network.resolution}
     if cluster.engine_cluster is not None:
-        options = {
-            "--engine": network.engine != "litert",
-            "--threads": network.threads,
-            "--strict": strict,
-            "--json": as_json,
-        }
-        if wrong := [name for name, value in options.items() if value]:
-            raise ValueError(f"{wrong[0]} is for a single process: leave it out, or leave out --engine-cluster.")
-        _predict_on_cluster(photos, network, cluster, weights, top, output)
+        single = {"engine": network.engine != "litert", "threads": network.threads, "strict": strict, "json": as_json}
+        if wrong := [name for name, value in single.items() if value]:
+            raise ValueError(f"--{wrong[0]} is for a single process: leave it out, or leave out --engine-cluster.")
+        _predict_on_cluster(photos, cluster, weights, top, output, options)
         return
     if cluster.workers:
         raise ValueError("--workers is for a cluster: add --engine-cluster ray, or choose --threads.")
@@ -95,9 +90,8 @@ def predict(
     if output:
         check_suffix(output)
     paths = find_images(photos)
-    settings = {"precision": network.precision, "resolution": network.resolution}
     with opening_weights(network.engine) as on_message:
-        classifier = Classifier(weights, network.engine, network.threads, **settings, on_message=on_message)
+        classifier = Classifier(weights, network.engine, network.threads, **options, on_message=on_message)
     errors: list[str] = []
 
     def noted(results):
@@ -114,15 +108,11 @@ def predict(
             write_results(results, output)
             err.print(f"{output}: {len(paths)} photos.", highlight=False)
         else:
-            good = [result for result in results if result.error is None]
-            if as_json:
-                print_json([result.as_dict() for result in good])
-            else:
-                _print_table(good)
+            _print([result for result in results if result.error is None], as_json)
     _exit_with_skipped(errors, len(paths))
 
 
-def _predict_on_cluster(photos, network: NetworkOptions, cluster: ClusterOptions, weights, top: int, output) -> None:
+def _predict_on_cluster(photos, cluster: ClusterOptions, weights, top: int, output, options: dict) -> None:
     if cluster.engine_cluster != "ray":
         raise ValueError(f"--engine-cluster is {cluster.engine_cluster!r}: expected ray.")
     if output is None:
@@ -130,17 +120,8 @@ def _predict_on_cluster(photos, network: NetworkOptions, cluster: ClusterOptions
     from mnv2_keras.inference.cluster import predict_on_cluster
 
     with timed_message() as on_message, progress_bar(unit="photos") as bar:
-        run = predict_on_cluster(
-            photos,
-            output,
-            weights,
-            top=top,
-            workers=cluster.workers,
-            progress=bar.update,
-            on_message=on_message,
-            precision=network.precision,
-            resolution=network.resolution,
-        )
+        options |= {"top": top, "workers": cluster.workers, "progress": bar.update, "on_message": on_message}
+        run = predict_on_cluster(photos, output, weights, **options)
     resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
     err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
     _exit_with_skipped(list(run.broken.values()), run.images)
@@ -153,8 +134,10 @@ def _exit_with_skipped(errors: list[str], total: int) -> None:
         raise typer.Exit(2 if len(errors) == total else 1)
 
 
-def _print_table(results) -> None:
-    """Print the predictions of each photo."""
+def _print(results, as_json: bool) -> None:
+    if as_json:
+        print_json([result.as_dict() for result in results])
+        return
     from rich.table import Table
 
     table = Table("photo", "index", "label", "probability")

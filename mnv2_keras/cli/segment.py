@@ -5,22 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import opening_weights, out, print_json, print_skipped, with_progress
-from mnv2_keras.cli.options import Json, numbers, unique_stems
+from mnv2_keras.cli.console import opening_weights, out, print_json
+from mnv2_keras.cli.options import Json, numbers
+from mnv2_keras.cli.photos import Photos, Weights, exit_with_skipped, write_results
 
-Weights = Annotated[
-    str,
-    typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`."),
-]
 Scales = Annotated[str, typer.Option(help="Average over the photo at these sizes: 0.75,1,1.25.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Look at the mirrored photo too.")]
-#: Ends of the names of this command's own files, which are no photos.
+Flip = Annotated[bool, typer.Option("--flip", help="Average over the mirrored photo too.")]
+#: Ends of the names of this command's own files, which are not photos.
 OUTPUT_STEMS = ("_mask", "_segments")
 PASCAL = "deeplabv3_mnv2_pascal_train_aug_2018_01_29"
 
 
 def segment(
-    photos: Annotated[list[Path], typer.Argument(help="Photos or folders of photos.", metavar="PHOTO...")],
+    photos: Photos,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks and pictures.")],
     weights: Weights = PASCAL,
     engine: Annotated[
@@ -48,45 +45,37 @@ def segment(
     folder = output.expanduser().resolve()
     if any(photo.is_dir() and photo.resolve() == folder for photo in photos):
         raise ValueError(
-            f"-o {output} is a folder of photos too, and masks would be taken for photos: choose another one."
+            f"-o {output} is also a folder of photos, and masks would count as photos: choose another one."
         )
-    paths = [
-        path
-        for path in find_images(photos)
-        if not (path.stem.endswith(OUTPUT_STEMS) and path.resolve().parent == folder)
-    ]
+
+    def is_photo(path: Path) -> bool:
+        return not (path.stem.endswith(OUTPUT_STEMS) and path.resolve().parent == folder)
+
+    paths = list(filter(is_photo, find_images(photos)))
     if not paths:
-        raise ValueError(f"There are no photos but the masks and pictures of an earlier run in {output}: give others.")
+        raise ValueError(f"There are only masks and pictures of an earlier run in {output}: give other photos.")
     factors = numbers(scales)
     with opening_weights("keras" if flip or factors != (1.0,) else engine) as on_message:
         from mnv2_keras.inference.segmenter import Segmenter
 
         segmenter = Segmenter(weights, engine, scales=factors, flip=flip, on_message=on_message)
-    rows, errors, stems = [], {}, unique_stems(paths)
-    with segmenter:
-        results = with_progress(segmenter.stream(paths, "skip"), len(paths), "segmenting", "photos")
-        try:
-            for path, stem, result in zip(paths, stems, results, strict=True):
-                if result.error:
-                    errors[path] = result.error
-                    continue
-                mask = save_mask(result.labels, output / f"{stem}_mask.png")
-                picture = save_picture(result.picture(), output / f"{stem}_segments.png")
-                rows.append(result.as_dict() | {"mask": str(mask), "picture": str(picture)})
-        finally:  # also of those before a Ctrl-C
-            if rows or errors:
-                write_text(output / "areas.json", json.dumps(rows, indent=1) + "\n")
+
+    def save(result, stem: str) -> dict:
+        mask = save_mask(result.labels, output / f"{stem}_mask.png")
+        return {"mask": str(mask), "picture": str(save_picture(result.picture(), output / f"{stem}_segments.png"))}
+
+    def save_rows(rows: list[dict]) -> None:
+        write_text(output / "areas.json", json.dumps(rows, indent=1) + "\n")
+
+    rows, errors = write_results(segmenter, paths, "segmenting", save, save_rows)
     if as_json:
         print_json(rows)
     else:
         _print_table(rows)
-    print_skipped(errors)
-    if errors:
-        raise typer.Exit(1)
+    exit_with_skipped(errors)
 
 
 def _print_table(rows: list[dict]) -> None:
-    """Print the areas of each photo."""
     from rich.table import Table
 
     table = Table("photo", "class", "share of the photo")

@@ -13,7 +13,7 @@ ENGINES = ("keras", "litert")
 
 
 class JudgedClassifier:
-    """A classifier that gives probabilities for batches, whatever it ends in.
+    """A classifier that gives probabilities for batches, also where the network ends in logits.
 
     Args:
         weights: as in `evaluation.classification.evaluate`.
@@ -25,26 +25,24 @@ class JudgedClassifier:
         size: (height, width) of the input in pixels.
         channels: of the input.
         classes: number of outputs.
-        labels: in the file or beside the weights; None where there are none.
+        labels: in the file or in the weights' folder; None where there are none.
     """
 
     def __init__(self, weights, engine: str):
         opened = open_weights(weights, "classification", Settings(engine, 1 if engine == "litert" else None))
-        self.engine, self._opened, is_path = engine, opened, isinstance(weights, str | os.PathLike)
-        *size, self.channels = opened.engine.input.shape
-        output = opened.engine.outputs[0].shape
-        if len(size) != 2 or len(output) != 1:
+        self.engine, self._opened = engine, opened
+        shape, output = opened.engine.input.shape, opened.engine.outputs[0].shape
+        if len(shape) != 3 or len(output) != 1:
             raise ValueError(
-                f"{opened.name} takes {opened.engine.input.shape} and gives {output}: expected a classifier of a fixed input size, "
-                "(H, W, C) to (classes,)."
+                f"{opened.name} takes {shape} and gives {output}: expected a classifier of a fixed input size, (H, W, C) to "
+                "(classes,)."
             )
-        self.size, self.classes = tuple(size), output[0]
-        self.name = path_of(weights).name if is_path else weights.name
-        self.labels = opened.labels or (labels_beside(path_of(weights), self.classes) if is_path else None)
-        # In steps of 1/256 the many small probabilities of an int8 softmax are 0: they need not add up to 1.
-        blank = np.zeros((1, *self.size, self.channels), np.float32)
-        softmax_last = opened.content is not None and ends_in_softmax(opened.content)
-        self._logits = not (softmax_last or adds_up(opened.engine.run_batch(blank)[0]))
+        self.size, self.channels, self.classes = shape[:2], shape[2], output[0]
+        path = path_of(weights) if isinstance(weights, str | os.PathLike) else None
+        self.name = path.name if path else weights.name
+        self.labels = opened.labels or labels_beside(path, self.classes)
+        softmax_last = opened.content is not None and _ends_in_softmax(opened.content)
+        self._logits = not (softmax_last or _adds_up(opened.engine.run_batch(np.zeros((1, *shape), np.float32))[0]))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""
@@ -55,13 +53,16 @@ class JudgedClassifier:
         return softmax(values) if self._logits else values
 
 
-def adds_up(values: np.ndarray) -> bool:
+def _adds_up(values: np.ndarray) -> bool:
     """Whether the outputs for one image are probabilities: none negative, and 1 in total."""
     return values.min() >= 0 and abs(float(values.sum()) - 1) < 0.01
 
 
-def ends_in_softmax(content: bytes) -> bool:
-    """Whether a `.tflite` file gives probabilities, in whatever type it stores them."""
+def _ends_in_softmax(content: bytes) -> bool:
+    """Whether a `.tflite` file gives probabilities.
+
+    In steps of 1/256 the many small probabilities of an int8 softmax are 0: they need not add up to 1.
+    """
     from mnv2_keras.tflite import TfliteFile
 
     kinds = reversed(TfliteFile(content).kinds)

@@ -10,7 +10,7 @@ import numpy as np
 from mnv2_keras.checks import whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import grey_photo
-from mnv2_keras.inference.predictor import OpenedWeights, Predictor, Settings, single_images
+from mnv2_keras.inference.predictor import OpenedWeights, Predictor, Settings, default_engine, single_images
 from mnv2_keras.labels import Prediction, imagenet_labels
 from mnv2_keras.preprocessing import preprocess_image
 
@@ -38,26 +38,17 @@ class Classification:
 
 
 class Classifier(Predictor):
-    """Names the classes of photos. Safe to use from several threads; a context manager.
-
-    The first use of some weights converts them to LiteRT, in a subprocess, and keeps the file in the cache; later neither
-    TensorFlow nor Keras is imported (except by engine "keras").
+    """Names the classes of photos.
 
     Args:
-        weights: an archive, folder, checkpoint, Keras file, Keras model or registered name; a `.tflite` file of a classifier; or
-            "digits", the int8 network for handwritten digits (white on black) that is installed with the package.
-        engine: "litert", "openvino" (an optional extra; it may compute in bfloat16) or "keras".
-        threads: of one prediction; None for all cores. Keras has its own.
-        precision: "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8). For int8 give a `.tflite` that
-            `export_litert` wrote.
+        weights: as in `Predictor`; "digits" is the int8 network for handwritten digits (white on black) that is installed with the
+            package.
+        engine, threads, precision, labels, on_message: as in `Predictor`. The published data set of 1000 or 1001 classes is
+            ImageNet.
         resolution: side of the network's input in pixels; None for the weights' own.
-        labels: one for each class, or a file with one in each line; None for a `.tflite`'s own, those in `labels.txt` beside a
-            `.keras` or `.tflite` file, or ImageNet's.
-        on_message: called with a sentence before work that takes long; None prints it on standard error.
 
     Raises:
-        FileNotFoundError: there are no such weights.
-        ValueError: an argument out of its range, or weights without a classifier.
+        FileNotFoundError, ValueError: as in `Predictor`.
     """
 
     _TASK = "classification"
@@ -67,7 +58,7 @@ class Classifier(Predictor):
     def __init__(
         self,
         weights="mobilenet_v2_1.0_224",
-        engine: str = "litert",
+        engine: str | None = "litert",
         threads: int | None = None,
         *,
         precision: str = "float32",
@@ -75,6 +66,7 @@ class Classifier(Predictor):
         labels: Sequence[str] | str | os.PathLike | None = None,
         on_message=None,
     ):
+        engine = engine or default_engine(weights)
         super().__init__(weights, Settings(engine, threads, precision, resolution, on_message), labels)
 
     def _check_network(self, opened: OpenedWeights) -> None:
@@ -110,7 +102,7 @@ class Classifier(Predictor):
         self._check_open()
         images = single_images(images)
         if len(images) == 1:
-            return [self._best(images[0], top)]
+            return [self._compute(images[0], top=top).predictions]
         return [result.predictions for result in self.stream(images, top, on_error="raise")]
 
     def embed(self, images) -> np.ndarray:
@@ -128,28 +120,28 @@ class Classifier(Predictor):
         self._check_open()
         if len(self._engine.outputs) < 2:
             raise ValueError("This .tflite gives classes only: give the weights it was made from to embed images.")
-        return np.stack(list(self._open_stream(single_images(images), self._features, "raise")))
+        return np.stack(list(self._stream(single_images(images), self._features, "raise")))
 
     def stream(self, images: Iterable, top: int = 5, on_error: str = "skip") -> Iterator[Classification]:
-        """Classify any number of images, in their order, on all cores.
-
-        Each core decodes, preprocesses and computes images of its own; a few per core are in memory at a time, so memory does
-        not grow with the number of images.
+        """Classify any number of images, in their order, on all cores; a few per core are in memory at a time.
 
         Args:
             images: as in `predict`; other iterables, such as a generator, are read as results are taken.
             top: how many classes to name.
-            on_error: "skip" gives a result with its `error` for a broken image, and goes on; "raise" raises.
+            on_error: "skip" gives a result with its `error` for a broken image, and continues; "raise" raises.
 
         Raises:
             ValueError: `top` below 1, another `on_error`, or closed, also meanwhile; with "raise" also what `predict` raises.
             FileNotFoundError: a folder or single path that does not exist.
         """
         whole_number("top", top)
-        return self._open_stream(images, partial(self._compute, top=top), on_error)
+        return self._stream(images, partial(self._compute, top=top), on_error)
 
     def _compute(self, image, use_all_threads: bool = True, top: int = 5) -> Classification:
-        return Classification(image, self._best(image, top, use_all_threads))
+        scores = self._run(self._prepare(image), (0,), use_all_threads)[0]
+        # As `decode_predictions` orders them: the lower index first where scores are equal.
+        order = np.argsort(-scores, kind="stable")[:top]
+        return Classification(image, [Prediction(int(i), self.labels[i], float(scores[i])) for i in order])
 
     def _failed(self, image, error: Exception) -> Classification:
         return Classification(image, [], error)
@@ -159,18 +151,12 @@ class Classifier(Predictor):
 
     def _prepare(self, image) -> np.ndarray:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-            if image.shape != (*self._size, self._channels):
+            shape = (*self._size, self._channels)
+            if image.shape != shape:
                 raise ValueError(
-                    f"a float image has shape {image.shape}: floats count as preprocessed and must have shape "
-                    f"{(*self._size, self._channels)}, values in [-1, 1]; give a photo as uint8."
+                    f"a float image has shape {image.shape}: floats count as preprocessed and must have shape {shape}, values in "
+                    "[-1, 1]; give a photo as uint8."
                 )
             return image.astype(np.float32, copy=False)
         photo = image if self._channels == 3 else grey_photo(image)
         return self._scaled(preprocess_image(photo, self._size)[..., : self._channels])
-
-    def _best(self, image, top: int, use_all_threads: bool = True) -> list[Prediction]:
-        """As `decode_predictions` orders them: the best first, the lower index where scores are equal."""
-        scores = self._engine.run(self._prepare(image), (0,), use_all_threads)[0]
-        self._check_finite(scores)
-        order = np.argsort(-scores, kind="stable")[:top]
-        return [Prediction(int(i), self.labels[i], float(scores[i])) for i in order]

@@ -1,7 +1,7 @@
 """Photos to boxes: which things are on a photo, and where."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.deprecation import renamed_arguments, warn_renamed
+from mnv2_keras.deprecation import warn_renamed
 from mnv2_keras.detection import postprocess_arrays, preprocess_detection_image
-from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, Settings, default_engine, source_of
+from mnv2_keras.inference.predictor import (
+    OpenedWeights,
+    PhotoPredictor,
+    PhotoResult,
+    Settings,
+    default_engine,
+    source_of,
+)
 from mnv2_keras.labels import coco_labels
 
 #: Colours of the classes, in turn; black letters can be read on all of them.
@@ -37,7 +44,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(PhotoResult):
     """The result of a `Detector` for one photo.
 
     Attributes:
@@ -61,18 +68,13 @@ class Detections:
     def as_dict(self) -> dict:
         """The result as JSON holds it; boxes in pixels: x, y, width, height."""
         if self.error is not None:
-            return {"photo": str(self.source) if self.source else None, "error": str(self.error)}
+            return self._about()
         height, width = self.photo.shape[:2]
         rows = []
         for index, label, score, (ymin, xmin, ymax, xmax) in self.detections:
             box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
             rows.append({"index": index, "label": label, "score": round(score, 4), "bbox": [round(v, 2) for v in box]})
-        return {
-            "photo": str(self.source) if self.source else None,
-            "height": height,
-            "width": width,
-            "detections": rows,
-        }
+        return self._about() | {"detections": rows}
 
     def picture(self) -> Image.Image:
         """The photo with a box, a label and a score around each thing.
@@ -80,45 +82,39 @@ class Detections:
         Raises:
             ValueError: the photo could not be used.
         """
-        if self.error is not None:
-            raise ValueError(f"There is no picture of a photo that could not be used: {self.error}")
+        self._check_photo()
         image = Image.fromarray(self.photo).convert("RGB")
-        drawn = ImageDraw.Draw(image)
+        canvas = ImageDraw.Draw(image)
         text = max(11, min(image.size) // 28)
         font = ImageFont.load_default(text)
         for index, label, score, (ymin, xmin, ymax, xmax) in reversed(self.detections):  # the best on top
             colour = _COLOURS[index % len(_COLOURS)]
-            left, top, right, bottom = xmin * image.width, ymin * image.height, xmax * image.width, ymax * image.height
-            drawn.rectangle([left, top, right, bottom], outline=colour, width=max(1, text // 6))
+            left, top = xmin * image.width, ymin * image.height
+            corners = [left, top, xmax * image.width, ymax * image.height]
+            canvas.rectangle(corners, outline=colour, width=max(1, text // 6))
             words = f"{label} {score:.2f}"
-            _, _, wide, high = drawn.textbbox((0, 0), words, font=font)
-            left, top = min(left, max(0, image.width - wide - 4)), max(0, top - high - 4)
-            drawn.rectangle([left, top, left + wide + 4, top + high + 4], fill=colour)
-            drawn.text((left + 2, top + 2), words, fill="black", font=font)
+            _, _, width, height = canvas.textbbox((0, 0), words, font=font)
+            left, top = min(left, max(0, image.width - width - 4)), max(0, top - height - 4)
+            canvas.rectangle([left, top, left + width + 4, top + height + 4], fill=colour)
+            canvas.text((left + 2, top + 2), words, fill="black", font=font)
         return image
 
 
 class Detector(PhotoPredictor):
-    """Finds things on photos. Safe to use from several threads; a context manager.
+    """Finds things on photos.
 
     The whole photo is resized to the network's input; its aspect ratio is not kept, as in the published detectors.
 
     Args:
-        weights: an archive, folder, checkpoint, registered name, Keras file or Keras model; or a `.tflite` file that gives the
-            network's raw outputs, box encodings (1, A, 4) and logits (1, A, classes + 1).
-        engine: "litert", "openvino" or "keras", as in `Classifier`. None is "keras" for a Keras model, else "litert".
-        threads: of one photo; None for all cores. Keras has its own.
-        precision: as in `Classifier`.
-        labels: name of each class, or a file with one in each line. None takes a `.tflite`'s own, those in `labels.txt` beside a
-            `.keras` or `.tflite` file, if it has as many; COCO's for 90 or 80 classes; otherwise "class N".
+        weights: as in `Predictor`; a `.tflite` file must give the network's raw outputs, box encodings (1, A, 4) and logits
+            (1, A, classes + 1).
+        engine, threads, precision, labels, on_message: as in `Predictor`. The published data set of 80 or 90 classes is COCO.
         score_threshold: things need a higher score, 0 to 1.
         max_detections: most things of each photo.
-        on_message: called with a sentence before work that takes long; None prints it on standard error.
         postprocessing: `iou_threshold`, `max_per_class` and `clip_window` of `postprocess_detections`.
 
     Raises:
-        FileNotFoundError: there are no such weights.
-        ValueError: they hold no detector, or one that takes pixels from 0 to 255; or an argument is out of its range.
+        FileNotFoundError, ValueError: as in `Predictor`.
     """
 
     _TASK = "detection"
@@ -147,8 +143,8 @@ class Detector(PhotoPredictor):
         shapes = [output.shape for output in self._engine.outputs]
         if [len(shape) for shape in shapes] != [2, 2] or not any(shape[1] == 4 for shape in shapes):
             raise ValueError(
-                f"{opened.name} holds no detector for this: it gives {', '.join(map(str, shapes))}, expected box encodings (A, 4) "
-                "and logits (A, classes + 1), as export_litert writes them. A file that ends in boxes runs in MediaPipe."
+                f"{opened.name} is not a detector that runs here: it gives {', '.join(map(str, shapes))}, expected box encodings "
+                "(A, 4) and logits (A, classes + 1), as export_litert writes them. A file that ends in boxes runs in MediaPipe."
             )
         self._order = (0, 1) if shapes[0][1] == 4 else (1, 0)
         self.classes = shapes[self._order[1]][1] - 1
@@ -166,23 +162,16 @@ class Detector(PhotoPredictor):
             photo: a path, or uint8 (H, W, 3), of any size.
 
         Raises:
-            FileNotFoundError, ImageError: the file does not exist, or is no picture that can be read.
+            FileNotFoundError, ImageError: the file does not exist, or cannot be read as a picture.
             ValueError: an array of another shape or type; the network's outputs are NaN; closed.
         """
         self._check_open()
         return self._compute(photo)
 
-    @renamed_arguments(skip_broken=("on_error", bool))
-    def stream(self, photos: Iterable, on_error: str | bool = "raise") -> Iterator[Detections]:
-        """The things on each photo. See `PhotoPredictor.stream`."""
-        return super().stream(photos, on_error)
-
     def _compute(self, image, use_all_threads: bool = True) -> Detections:
         photo = self._photo(image)
         prepared = self._scaled(preprocess_detection_image(photo, self._size))
-        outputs = self._engine.run(prepared, self._order, use_all_threads)
-        for values in outputs:
-            self._check_finite(values)
+        outputs = self._run(prepared, self._order, use_all_threads)
         boxes = self._postprocess(*(values[None] for values in outputs), self._anchors)
         rows = zip(*(boxes[name][0].tolist() for name in ("classes", "scores", "boxes")), strict=True)
         detections = [Detection(index, self.labels[index], score, tuple(box)) for index, score, box in rows]

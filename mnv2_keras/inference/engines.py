@@ -45,11 +45,11 @@ class TensorInfo:
 
     @property
     def is_plain_integer(self) -> bool:
-        """Whether it holds integers without a scale that are no pixels: nothing says what they mean."""
+        """Whether it holds integers without a scale that are not pixels: nothing says what they mean."""
         return self._dtype.kind != "f" and not self._scale and self.levels is None
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
-        """float32 values as the tensor stores them; floats for a float tensor, and values of its own type, stay as they are."""
+        """float32 values as the tensor stores them; floats for a float tensor, and values of the tensor's type, are unchanged."""
         if self._dtype.kind == "f" or values.dtype == self._dtype:
             return values
         limits = np.iinfo(self._dtype)
@@ -57,7 +57,7 @@ class TensorInfo:
         return np.clip(steps, limits.min, limits.max, out=steps).astype(self._dtype)
 
     def dequantized(self, stored: np.ndarray) -> np.ndarray:
-        """What the tensor stores as float32 values; plain numbers stay as they are."""
+        """What the tensor stores as float32 values; plain numbers are unchanged."""
         if not self._scale:
             return stored
         return (stored.astype(np.float32) - self._zero_point) * np.float32(self._scale)
@@ -92,46 +92,48 @@ class Engine(Protocol):
         """Release memory and threads."""
 
 
-class _Pool:
-    """Interpreters that are borrowed by one thread at a time; as many exist as are in use at the same time."""
+class _FileEngine:
+    """What the engines of `.tflite` files share: an interpreter is borrowed by one thread at a time.
 
-    def __init__(self, make: Callable[[bool], object]):
-        self._make, self._lock = make, threading.Lock()
+    A subclass has `_open(use_all_threads)`, which makes an interpreter, and `_infer(interpreter, stored, indices)`, which returns
+    the outputs of these indices as they are stored, for an input (1, H, W, C) as it is stored.
+    """
+
+    def __init__(self):
         self._idle: dict[bool, list] = {True: [], False: []}
+        self._workers: ThreadPoolExecutor | None = None
 
     @contextmanager
-    def borrowed(self, use_all_threads: bool) -> Iterator:
-        with self._lock:
-            idle = self._idle[use_all_threads]
-            interpreter = idle.pop() if idle else None
-        interpreter = interpreter or self._make(use_all_threads)
+    def _borrowed(self, use_all_threads: bool) -> Iterator:
+        idle = self._idle[use_all_threads]
+        try:
+            interpreter = idle.pop()  # atomic, as `append` is
+        except IndexError:
+            interpreter = self._open(use_all_threads)
         try:
             yield interpreter
         finally:
-            with self._lock:
-                self._idle[use_all_threads].append(interpreter)
+            idle.append(interpreter)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._idle = {True: [], False: []}
-
-
-class _FileEngine:
-    """What the engines of `.tflite` files share: each thread has an interpreter of its own."""
-
-    _workers: ThreadPoolExecutor | None = None
+    def run(
+        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
+    ) -> list[np.ndarray]:
+        """See `Engine`."""
+        indices = range(len(self.outputs)) if outputs is None else outputs
+        with self._borrowed(use_all_threads) as interpreter:
+            arrays = self._infer(interpreter, self.input.quantized(image[None]), indices)
+            return [self.outputs[i].dequantized(array[0]) for i, array in zip(indices, arrays, strict=True)]
 
     def run_batch(self, images: np.ndarray) -> np.ndarray:
         """See `Engine`."""
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._workers = self._workers or ThreadPoolExecutor(os.cpu_count() or 1)
         return np.stack(list(self._workers.map(lambda image: self.run(image, (0,), False)[0], images)))
 
     def close(self) -> None:
         """See `Engine`."""
         if self._workers is not None:
             self._workers.shutdown()
-        self._pool.clear()
+        self._idle = {True: [], False: []}
 
 
 class LitertEngine(_FileEngine):
@@ -146,9 +148,9 @@ class LitertEngine(_FileEngine):
     """
 
     def __init__(self, content: bytes, threads: int | None = None):
+        super().__init__()
         self._content, self._threads = content, threads or os.cpu_count() or 1
-        self._pool = _Pool(self._open)
-        with self._pool.borrowed(True) as interpreter:
+        with self._borrowed(True) as interpreter:
             inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         if len(inputs) != 1:
             raise ValueError(f"it has {len(inputs)} inputs, one image is expected")
@@ -162,18 +164,10 @@ class LitertEngine(_FileEngine):
         interpreter.allocate_tensors()
         return interpreter
 
-    def run(
-        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
-    ) -> list[np.ndarray]:
-        """See `Engine`."""
-        with self._pool.borrowed(use_all_threads) as interpreter:
-            # One copy less than `set_tensor` makes.
-            interpreter.tensor(self._place)()[0] = self.input.quantized(image)
-            interpreter.invoke()
-            return [
-                self.outputs[i].dequantized(interpreter.get_tensor(self._places[i])[0])
-                for i in (range(len(self.outputs)) if outputs is None else outputs)
-            ]
+    def _infer(self, interpreter, stored: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        interpreter.tensor(self._place)()[:] = stored  # one copy less than `set_tensor` makes
+        interpreter.invoke()
+        return [interpreter.get_tensor(self._places[i]) for i in indices]
 
 
 class OpenvinoEngine(_FileEngine):
@@ -191,6 +185,7 @@ class OpenvinoEngine(_FileEngine):
     _first = threading.Lock()
 
     def __init__(self, content: bytes, threads: int | None = None):
+        super().__init__()
         try:
             import openvino
         except ImportError as error:
@@ -217,30 +212,20 @@ class OpenvinoEngine(_FileEngine):
         self._model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in self._model.inputs})
         self._settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         self._compiled: dict[bool, object] = {}
-        self._compile(True)
         self._lock = threading.Lock()
-        self._pool = _Pool(self._open)
-
-    def _compile(self, use_all_threads: bool) -> None:
-        hint = {"PERFORMANCE_HINT": "LATENCY" if use_all_threads else "THROUGHPUT"}
-        self._compiled[use_all_threads] = self._core.compile_model(self._model, "CPU", hint | self._settings)
+        with self._borrowed(True):
+            pass  # compile now, so that a file that cannot run is refused here
 
     def _open(self, use_all_threads: bool):
         with self._lock:
             if use_all_threads not in self._compiled:
-                self._compile(use_all_threads)
+                hint = {"PERFORMANCE_HINT": "LATENCY" if use_all_threads else "THROUGHPUT"}
+                self._compiled[use_all_threads] = self._core.compile_model(self._model, "CPU", hint | self._settings)
             return self._compiled[use_all_threads].create_infer_request()
 
-    def run(
-        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
-    ) -> list[np.ndarray]:
-        """See `Engine`."""
-        with self._pool.borrowed(use_all_threads) as request:
-            request.infer({0: self.input.quantized(image[None])}, share_inputs=True)
-            return [
-                self.outputs[i].dequantized(request.get_output_tensor(i).data[0].copy())
-                for i in (range(len(self.outputs)) if outputs is None else outputs)
-            ]
+    def _infer(self, interpreter, stored: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        interpreter.infer({0: stored}, share_inputs=True)
+        return [interpreter.get_output_tensor(i).data.copy() for i in indices]
 
 
 class KerasEngine:
@@ -264,11 +249,9 @@ class KerasEngine:
         height, width, channels = model.input_shape[1:]
         shape = (size or (height, width)) + (channels,)
         self.input = TensorInfo(shape)
-        shapes = model.compute_output_shape((1, *shape))
-        self.outputs = [
-            TensorInfo(each[1:], keras.backend.standardize_dtype(output.dtype))
-            for each, output in zip(shapes, model.outputs, strict=True)
-        ]
+        shapes, outputs = model.compute_output_shape((1, *shape)), model.outputs
+        dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
+        self.outputs = [TensorInfo(shape[1:], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
 
     def run(
         self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True

@@ -1,18 +1,4 @@
-"""What `Classifier`, `Detector` and `Segmenter` share: opening weights, labels, feeding, streaming, closing.
-
-In all three
-
-- `engine` is "litert", "openvino" (an optional extra) or "keras". For the first two the weights are converted to a `.tflite` file
-  once, in a subprocess, and kept in the cache; later neither TensorFlow nor Keras is imported;
-- `threads` is the number of threads of one prediction, None for all cores; Keras' backend has its own;
-- `precision` is "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8, arithmetic on floats). An int8 file
-  is made by `mnv2 export` and given as the weights;
-- `labels` are the names of the classes, or the path of a text file with one in each line. None takes those in the `.tflite` file,
-  else those in `labels.txt` beside a `.keras` or `.tflite` file if it has as many, else those of the published data set of that
-  many classes, else "class N";
-- `on_error` of a stream is "skip", which gives a result with the attribute `error` for an image that cannot be used, or "raise";
-- `on_message` is called with a sentence before work that takes long; None prints it on standard error.
-"""
+"""What `Classifier`, `Detector` and `Segmenter` share: opening weights, labels, feeding, streaming, closing."""
 
 import os
 from collections import deque
@@ -27,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from mnv2_keras.checks import one_of, whole_number
+from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import ImageSource, find_images, read_image
 from mnv2_keras.inference.engines import ENGINES, Engine, KerasEngine, LitertEngine, OpenvinoEngine
-from mnv2_keras.inference.model_cache import litert_content, path_of
+from mnv2_keras.inference.model_cache import litert_content, model_content, path_of
 from mnv2_keras.labels import labels_beside
 
 ON_ERROR = ("skip", "raise")
@@ -37,7 +24,11 @@ ON_ERROR = ("skip", "raise")
 
 @dataclass(frozen=True)
 class Settings:
-    """How weights are opened; see the top of this module."""
+    """How weights are opened; see `Predictor`.
+
+    Raises:
+        ValueError: a setting is out of its range, or goes with another engine.
+    """
 
     engine: str = "litert"
     threads: int | None = None
@@ -45,12 +36,7 @@ class Settings:
     resolution: int | None = None
     on_message: Callable[[str], None] | None = None
 
-    def check(self) -> None:
-        """Refuse settings that do not exist or exclude each other.
-
-        Raises:
-            ValueError: one is out of its range, or goes with another engine.
-        """
+    def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
         if self.threads is not None:
             whole_number("threads", self.threads, note=", or None for all cores")
@@ -84,25 +70,21 @@ class OpenedWeights(NamedTuple):
     scaling: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def weights_name(weights) -> str:
-    """What messages call weights: their path or registered name, or the model's name."""
-    return str(weights) if isinstance(weights, str | os.PathLike) else repr(getattr(weights, "name", weights))
-
-
 def open_weights(weights, task: str, settings: Settings, keras_call: Callable | None = None) -> OpenedWeights:
     """Open whatever holds a network: an archive, folder, checkpoint, registered name, Keras file or model, or `.tflite` file.
 
     Args:
         weights: the network.
         task: "classification", "detection" or "segmentation".
-        settings: checked already.
+        settings: the engine and its options.
         keras_call: from the Keras model to what computes the outputs of a batch in its place, for engine "keras".
 
     Raises:
         FileNotFoundError: there are no such weights.
         ValueError: they hold no network of the task, or cannot be converted, read or run.
     """
-    name, is_path = weights_name(weights), isinstance(weights, str | os.PathLike)
+    is_path = isinstance(weights, str | os.PathLike)
+    name = str(weights) if is_path else repr(getattr(weights, "name", weights))
     if not is_path and not hasattr(weights, "layers"):
         raise ValueError(f"weights is {type(weights).__name__}: expected a path, a registered name or a Keras model.")
     if not is_path and settings.resolution is not None:
@@ -118,37 +100,35 @@ def open_weights(weights, task: str, settings: Settings, keras_call: Callable | 
             model = open_model(weights, size=size)[0]
         network, size = task_network(model, task, name)
         return OpenedWeights(name, KerasEngine(network, keras_call and keras_call(model), size))
-    if not is_path:
-        from mnv2_keras.inference.model_cache import model_content
-
-        return _open_file(name, model_content(weights, settings.precision, task), settings)
-    content = litert_content(weights, settings.precision, settings.resolution, settings.on_message, task)
-    opened = _open_file(name, content, settings)
-    if path_of(weights).suffix != ".tflite":  # a converted file takes [-1, 1] and holds no labels
-        return opened
+    if is_path:
+        content = litert_content(weights, settings.precision, settings.resolution, settings.on_message, task)
+    else:
+        content = model_content(weights, settings.precision, task)
+    engine = _file_engine(name, content, settings)
+    if not is_path or path_of(weights).suffix != ".tflite":  # a converted file takes [-1, 1] and holds no labels
+        return OpenedWeights(name, engine, content)
     from mnv2_keras.tflite.metadata import labels_in_file, metadata_of
 
     metadata = metadata_of(content, name)
-    scaling = _scaling(name, metadata.normalization, opened.engine.input)
-    return opened._replace(labels=labels_in_file(content), missing=metadata.missing, scaling=scaling)
+    scaling = _scaling(name, metadata.normalization, engine.input)
+    return OpenedWeights(name, engine, content, labels_in_file(content), metadata.missing, scaling)
 
 
-def _open_file(name: str, content: bytes, settings: Settings) -> OpenedWeights:
+def _file_engine(name: str, content: bytes, settings: Settings) -> Engine:
     try:
         engine = {"litert": LitertEngine, "openvino": OpenvinoEngine}[settings.engine](content, settings.threads)
     except (ValueError, RuntimeError) as error:
         if "OpenVINO" in str(error):
             raise
-        raise ValueError(
-            f"{name} is no .tflite that LiteRT can run ({str(error).splitlines()[0]}): make it again."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} is not a .tflite that LiteRT can run ({reason}): make it again.") from error
     if engine.input.is_plain_integer:
         engine.close()
         raise ValueError(
             f"{name} takes {engine.input.dtype} without a scale, which says nothing about brightness: export it with a float32 or "
             "uint8 input."
         )
-    return OpenedWeights(name, engine, content)
+    return engine
 
 
 def _scaling(name: str, normalization, info) -> tuple[np.ndarray, np.ndarray] | None:
@@ -171,78 +151,53 @@ def _scaling(name: str, normalization, info) -> tuple[np.ndarray, np.ndarray] | 
     return np.float32(127.5) / std, (np.float32(127.5) - mean) / std
 
 
-def class_labels(
-    labels: Sequence[str] | str | os.PathLike | None,
-    weights,
-    opened: OpenedWeights,
-    classes: int | None,
-    default: Callable[[int | None], Sequence[str]],
-) -> tuple[str, ...]:
-    """The names of the classes, by the rule at the top of this module.
+class Predictor:
+    """An opened network, images fed to it, and a pool of threads for streams.
+
+    `Classifier`, `Detector` and `Segmenter` are predictors. Each is safe to use from several threads, and a context manager.
+    They share these arguments; on the first use of weights LiteRT's file is made in a subprocess and kept in the cache, and from
+    then on neither TensorFlow nor Keras is imported, but by engine "keras".
 
     Args:
-        labels: the caller's, or None.
-        weights: as the caller gave them.
-        opened: the weights.
-        classes: their number; None where the file does not tell.
-        default: from the number of classes to the names that are used when there are no others.
-
-    Raises:
-        FileNotFoundError: there is no such file of labels.
-        ValueError: another number of labels, or a `.tflite` file whose labels were cut off.
-    """
-    if labels is None:
-        if opened.missing:
-            raise ValueError(
-                f"{opened.name} does not hold the {opened.missing[0]} that its metadata names, so its end was cut off: copy or "
-                "export it again, or give labels."
-            )
-        labels = opened.labels or (labels_beside(weights, classes) if classes else None)
-    elif isinstance(labels, str | os.PathLike):
-        path = Path(labels).expanduser()
-        try:
-            labels = path.read_text("utf-8-sig").splitlines()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"There is no file of labels {path}: check the path.") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
-    if labels is None:
-        labels = default(classes)
-    elif classes and len(labels) != classes:
-        raise ValueError(f"{len(labels)} labels were given for {classes} classes: give one for each.")
-    return tuple(labels)
-
-
-class Predictor:
-    """An opened network, images fed to it, and a pool of threads for streams. Safe to use from several threads.
-
-    A subclass says what the network must be (`_check_network`) and computes the result of one image (`_compute`) or the result
-    that carries an error (`_failed`).
+        weights: an archive, folder, checkpoint, registered name, Keras file or Keras model, or a `.tflite` file of the task.
+        engine: "litert", "openvino" (an optional extra; it may compute in bfloat16) or "keras". None is "keras" for a Keras model,
+            else "litert".
+        threads: of one prediction; None for all cores. Keras uses the threads of its backend.
+        precision: "float32", "float16" (weights in half precision) or "dynamic" (kernels in int8, arithmetic on floats). For int8
+            give a `.tflite` that `export_litert` wrote.
+        labels: the names of the classes, or a text file with one in each line. None takes those in the `.tflite` file, else those
+            in `labels.txt` in the folder of a `.keras` or `.tflite` file if their number is that of the classes, else those of the
+            published data set of that many classes, else "class N".
+        on_message: called with a sentence before work that takes long; None prints it on standard error.
 
     Attributes:
         labels: names of the classes.
         classes: their number; 0 where a file does not tell.
         content: the bytes of the `.tflite` file that runs; None with Keras.
+
+    Raises:
+        FileNotFoundError: there are no such weights or labels.
+        ValueError: an argument out of its range, another number of labels, or weights without a network of the task.
     """
 
+    # A subclass has `_check_network(opened)`, which sets `classes` from the engine's outputs and refuses networks of another task,
+    # `_default_labels(classes)`, `_compute(image, use_all_threads)` for the result of one image, and `_failed(image, error)`.
     _TASK: str
     _CHANNELS: Sequence[int] = (3,)
 
     def __init__(self, weights, settings: Settings, labels, keras_call: Callable | None = None):
-        settings.check()
         opened = open_weights(weights, self._TASK, settings, keras_call)
-        self._engine, self.content = opened.engine, opened.content
+        self._engine, self.content, self._scaling = opened.engine, opened.content, opened.scaling
         try:
             self._check_network(opened)
-            *size, channels = self._engine.input.shape
-            if channels not in self._CHANNELS:
+            *size, self._channels = self._engine.input.shape
+            if self._channels not in self._CHANNELS:
                 raise ValueError(
-                    f"{opened.name} takes images of {channels} channels: a {type(self).__name__} reads photos in RGB"
+                    f"{opened.name} takes images of {self._channels} channels: a {type(self).__name__} reads photos in RGB"
                     f"{' or grey' if 1 in self._CHANNELS else ''}."
                 )
-            self._size, self._channels = tuple(size), channels
-            self._scaling = opened.scaling
-            self.labels = class_labels(labels, weights, opened, self.classes, self._default_labels)
+            self._size = tuple(size)
+            self.labels = self._class_labels(labels, weights, opened)
         except BaseException:
             self._engine.close()
             raise
@@ -251,18 +206,28 @@ class Predictor:
         self._lock = Lock()
         self._closed = False
 
-    def _check_network(self, opened: OpenedWeights) -> None:
-        """Set `classes` from the engine's outputs; ValueError for a network of another task."""
-        raise NotImplementedError
-
-    def _default_labels(self, classes: int | None) -> Sequence[str]:
-        raise NotImplementedError
-
-    def _compute(self, image, use_all_threads: bool = True):
-        raise NotImplementedError
-
-    def _failed(self, image, error: Exception):
-        raise NotImplementedError
+    def _class_labels(self, labels, weights, opened: OpenedWeights) -> tuple[str, ...]:
+        """The names of the classes, by the rule of `Predictor`."""
+        if labels is None:
+            if opened.missing:
+                raise ValueError(
+                    f"{opened.name} does not hold the {opened.missing[0]} that its metadata names, so its end was cut off: copy or "
+                    "export it again, or give labels."
+                )
+            labels = opened.labels or (labels_beside(weights, self.classes) if self.classes else None)
+        elif isinstance(labels, str | os.PathLike):
+            path = Path(labels).expanduser()
+            try:
+                labels = path.read_text("utf-8-sig").splitlines()
+            except FileNotFoundError:
+                raise FileNotFoundError(f"There is no file of labels {path}: check the path.") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+        if labels is None:
+            labels = self._default_labels(self.classes)
+        elif self.classes and len(labels) != self.classes:
+            raise ValueError(f"{len(labels)} labels were given for {self.classes} classes: give one for each.")
+        return tuple(labels)
 
     def __enter__(self):
         return self
@@ -285,19 +250,7 @@ class Predictor:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError(self._closed_message())
-
-    def _closed_message(self) -> str:
-        return f"This {type(self).__name__} was closed: make another."
-
-    # Feeding
-
-    def _photo(self, image) -> np.ndarray:
-        """An image as uint8 (H, W, 3)."""
-        photo = read_image(image) if isinstance(image, ImageSource) else np.asarray(image)
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
-            raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
-        return photo
+            raise ValueError(f"This {type(self).__name__} was closed: make another.")
 
     def _scaled(self, prepared: np.ndarray) -> np.ndarray:
         """float32 in [-1, 1] as the network's values, in place."""
@@ -306,25 +259,25 @@ class Predictor:
             prepared += self._scaling[1]
         return prepared
 
-    @staticmethod
-    def _check_finite(values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
+    def _run(self, prepared: np.ndarray, outputs: Sequence[int] | None, use_all_threads: bool) -> list[np.ndarray]:
+        """As `Engine.run`; ValueError where an output is not finite."""
+        arrays = self._engine.run(prepared, outputs, use_all_threads)
+        if not all(np.isfinite(values).all() for values in arrays):
             raise ValueError(
                 "The network's outputs are NaN or infinite: its weights come from a diverged training, or the image holds NaN."
             )
+        return arrays
 
-    # Streaming
-
-    def _open_stream(self, images, compute: Callable, on_error: str) -> Iterator:
+    def _stream(self, images, compute: Callable, on_error: str) -> Iterator:
         """Results of `compute(image, False)` in order, computed on all cores; the arguments are checked now."""
         one_of("on_error", on_error, ON_ERROR)
         self._check_open()
         # Iterated over, these would give letters, bytes or rows.
         if isinstance(images, ImageSource | np.ndarray | list | tuple):
             images = single_images(images)
-        return self._stream(images, compute, on_error)
+        return self._results(images, compute, on_error)
 
-    def _stream(self, images: Iterable, compute: Callable, on_error: str) -> Iterator:
+    def _results(self, images: Iterable, compute: Callable, on_error: str) -> Iterator:
         waiting: deque[tuple[object, Future]] = deque()
 
         def finished():
@@ -332,7 +285,8 @@ class Predictor:
             try:
                 return future.result()
             except CancelledError:
-                raise ValueError(self._closed_message()) from None
+                self._check_open()  # says that it was closed
+                raise
             except (ValueError, OSError) as error:
                 if on_error == "raise":
                     raise
@@ -357,29 +311,56 @@ class Predictor:
             return self._pool.submit(compute, image, False)
 
 
+class PhotoResult:
+    """A result that holds the photo itself: `source`, `photo` and `error` of a dataclass."""
+
+    source: Path | None
+    photo: np.ndarray | None
+    error: Exception | None
+
+    def _about(self) -> dict:
+        """The photo's path, and its size or its error, as JSON holds them."""
+        photo = {"photo": str(self.source) if self.source else None}
+        if self.error is not None:
+            return photo | {"error": str(self.error)}
+        return photo | dict(zip(("height", "width"), self.photo.shape[:2], strict=True))
+
+    def _check_photo(self) -> None:
+        if self.error is not None:
+            raise ValueError(f"There is no picture of a photo that could not be used: {self.error}")
+
+
 class PhotoPredictor(Predictor):
     """A predictor whose results hold the photo itself."""
 
+    @renamed_arguments(skip_broken=("on_error", bool))
     def stream(self, photos: Iterable, on_error: str | bool = "raise") -> Iterator:
         """The result of each photo, in order, computed on all cores; a few per core are in memory at a time.
 
         Args:
             photos: paths, uint8 arrays (H, W, 3), bytes of files or PIL images; or a folder or one of these. A generator is read as
                 results are taken.
-            on_error: "skip" gives a result with its `error` for a photo that cannot be used, and goes on; "raise" raises.
+            on_error: "skip" gives a result with its `error` for a photo that cannot be used, and continues; "raise" raises.
 
         Raises:
             ValueError: another `on_error`, or closed, also meanwhile; with "raise" also for a photo that cannot be used.
             FileNotFoundError: a folder or single path that does not exist.
         """
         if isinstance(on_error, bool):  # the value of the old argument skip_broken
-            results = self._open_stream(photos, self._compute, "skip" if on_error else "raise")
+            results = self._stream(photos, self._compute, "skip" if on_error else "raise")
             return (result.error or result for result in results)
-        return self._open_stream(photos, self._compute, on_error)
+        return self._stream(photos, self._compute, on_error)
+
+    def _photo(self, image) -> np.ndarray:
+        """An image as uint8 (H, W, 3)."""
+        photo = read_image(image) if isinstance(image, ImageSource) else np.asarray(image)
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
+            raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
+        return photo
 
 
 def default_engine(weights) -> str:
-    """For photos to boxes and masks: a Keras model that is in memory already runs as it is, all else in LiteRT."""
+    """A Keras model that is in memory already runs as it is, all else in LiteRT."""
     return "keras" if hasattr(weights, "layers") else "litert"
 
 
@@ -396,8 +377,8 @@ def single_images(images) -> list:
         return find_images(images)
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
-    singles = []
-    for image in images:
-        is_folder = isinstance(image, str | os.PathLike) and Path(image).is_dir()
-        singles += find_images(image) if is_folder else [image]
-    return singles
+
+    def is_folder(image) -> bool:
+        return isinstance(image, str | os.PathLike) and Path(image).is_dir()
+
+    return [single for image in images for single in (find_images(image) if is_folder(image) else [image])]

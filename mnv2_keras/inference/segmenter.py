@@ -1,7 +1,7 @@
 """Photos to masks: the class of each pixel, at the photo's own size."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.deprecation import renamed_arguments
-from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, Settings, default_engine, source_of
+from mnv2_keras.inference.predictor import (
+    OpenedWeights,
+    PhotoPredictor,
+    PhotoResult,
+    Settings,
+    default_engine,
+    source_of,
+)
 from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_levels, pad_photo, voc_palette
 from mnv2_keras.preprocessing import resize_bilinear_v1
@@ -21,7 +28,7 @@ MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(PhotoResult):
     """The result of a `Segmenter` for one photo.
 
     Attributes:
@@ -45,11 +52,7 @@ class Segmentation:
 
     def as_dict(self) -> dict:
         """Size and class areas, as JSON holds them."""
-        photo = {"photo": str(self.source) if self.source else None}
-        if self.error is not None:
-            return photo | {"error": str(self.error)}
-        height, width = self.labels.shape
-        return photo | {"height": height, "width": width, "areas": self.areas}
+        return self._about() | ({} if self.error is not None else {"areas": self.areas})
 
     def picture(self, opacity: float = 0.6) -> Image.Image:
         """The photo, the mask in Pascal VOC's colours, and the mask over the photo, side by side above a legend.
@@ -57,22 +60,20 @@ class Segmentation:
         Raises:
             ValueError: the photo could not be used.
         """
-        if self.error is not None:
-            raise ValueError(f"There is no picture of a photo that could not be used: {self.error}")
-        palette = voc_palette()
+        self._check_photo()
+        palette, shares = voc_palette(), self._shares()
         photo, mask = Image.fromarray(self.photo), Image.fromarray(palette[self.labels])
         over = Image.composite(Image.blend(photo, mask, opacity), photo, Image.fromarray(self.labels > 0))
         height, width = self.labels.shape
-        present = self._shares()
         text = max(12, min(height, width) // 24)
         font = ImageFont.load_default(text)
         per_line = max(1, 3 * width // (12 * text))
-        lines = -(-len(present) // per_line)
+        lines = -(-len(shares) // per_line)
         canvas = Image.new("RGB", (max(3 * width, 12 * text), height + lines * 2 * text), "white")
         for i, part in enumerate((photo, mask, over)):
             canvas.paste(part, (i * width, 0))
         draw = ImageDraw.Draw(canvas)
-        for i, (label, share) in enumerate(present):
+        for i, (label, share) in enumerate(shares):
             left, top = (i % per_line) * 12 * text + text // 2, height + (i // per_line) * 2 * text + text // 2
             draw.rectangle([left, top, left + text, top + text], fill=tuple(palette[label].tolist()), outline="black")
             draw.text((left + 1.5 * text, top), f"{self._name(label)} {share:.1%}", fill="black", font=font)
@@ -83,35 +84,26 @@ class Segmentation:
 
     def _shares(self) -> list[tuple[int, float]]:
         """(label, share of the photo) of each class present, the largest first."""
-        shares = np.bincount(self.labels.ravel()) / self.labels.size
-        return sorted(
-            ((label, share) for label, share in enumerate(shares.tolist()) if share), key=lambda item: -item[1]
-        )
+        shares = (np.bincount(self.labels.ravel()) / self.labels.size).tolist()
+        return sorted(((label, share) for label, share in enumerate(shares) if share), key=lambda item: -item[1])
 
 
 class Segmenter(PhotoPredictor):
-    """Finds the class of each pixel of a photo. Safe to use from several threads; a context manager.
+    """Finds the class of each pixel of a photo.
 
     A photo that fits into the network's input is padded as DeepLab's exporter does; a larger one is shrunk first (its longest
     side to the input's), and its labels are enlarged again. The labels always have the photo's own size.
 
     Args:
-        weights: an archive, folder, checkpoint, registered name, Keras file or Keras model; or a `.tflite` file that gives logits
-            (1, h, w, classes) or labels (1, H, W).
-        engine: "litert", "openvino" or "keras", as in `Classifier`. None is "keras" for a Keras model and for several scales or
-            `flip`, which need it, else "litert".
-        threads: of one photo; None for all cores. Keras has its own.
-        precision: as in `Classifier`.
-        scales: sizes to look at the photo at, 1.0 is its own, each from 0.1 to 8; the probabilities are averaged (`MULTI_SCALE`
-            are the model zoo's).
-        flip: whether to look at the mirrored photo too.
-        labels: name of each class, or a file with one in each line. None takes a `.tflite`'s own, those in `labels.txt` beside a
-            `.keras` or `.tflite` file, if it has as many; Pascal VOC's for 21 classes; otherwise "class N".
-        on_message: called with a sentence before work that takes long; None prints it on standard error.
+        weights: as in `Predictor`; a `.tflite` file must give logits (1, h, w, classes) or labels (1, H, W). At most 256 classes.
+        engine, threads, precision, labels, on_message: as in `Predictor`. The published data set of 21 classes is Pascal VOC.
+            Several scales and `flip` need engine "keras", which is then the default.
+        scales: factors on the photo's size, each from 0.1 to 8; the probabilities are averaged over them (`MULTI_SCALE` are the
+            model zoo's).
+        flip: whether to average over the mirrored photo too.
 
     Raises:
-        FileNotFoundError: there are no such weights.
-        ValueError: they hold no segmenter of at most 256 classes that takes -1 to 1, or an argument is out of its range.
+        FileNotFoundError, ValueError: as in `Predictor`.
     """
 
     _TASK = "segmentation"
@@ -129,10 +121,9 @@ class Segmenter(PhotoPredictor):
         labels: Sequence[str] | str | os.PathLike | None = None,
         on_message=None,
     ):
-        scales = tuple(scales)
+        scales, average = tuple(scales), None
         if not scales or not all(isinstance(scale, int | float) and 0.1 <= scale <= 8 for scale in scales):
             raise ValueError(f"scales is {scales!r}: expected numbers from 0.1 to 8, such as (0.75, 1.0, 1.25).")
-        average = None
         if scales != (1.0,) or flip:
             if Path(weights if isinstance(weights, str | os.PathLike) else "").suffix == ".tflite":
                 raise ValueError(f"{weights} has one size and no mirror: several scales and flip need a Keras model.")
@@ -155,7 +146,7 @@ class Segmenter(PhotoPredictor):
         shape, output = self._engine.input.shape, self._engine.outputs[0].shape
         if len(shape) != 3 or shape[2] != 3 or len(output) not in (2, 3):
             raise ValueError(
-                f"{opened.name} is no segmenter: expected one photo (1, H, W, 3) in, logits or labels out."
+                f"{opened.name} is not a segmenter: expected one photo (1, H, W, 3) in, logits or labels out."
             )
         self._logits = len(output) == 3
         # Labels alone do not tell the number of classes; the small logits behind them do, where the file has them.
@@ -176,27 +167,18 @@ class Segmenter(PhotoPredictor):
             photo: a path, or uint8 (H, W, 3), of any size.
 
         Raises:
-            FileNotFoundError, ImageError: the file does not exist, or is no picture that can be read.
+            FileNotFoundError, ImageError: the file does not exist, or cannot be read as a picture.
             ValueError: an array of another shape or type; the network's outputs are NaN; closed.
         """
         self._check_open()
         return self._compute(photo)
-
-    @renamed_arguments(skip_broken=("on_error", bool))
-    def stream(self, photos: Iterable, on_error: str | bool = "raise") -> Iterator[Segmentation]:
-        """The class of each pixel of each photo. See `PhotoPredictor.stream`."""
-        return super().stream(photos, on_error)
 
     def _compute(self, image, use_all_threads: bool = True) -> Segmentation:
         photo = self._photo(image)
         fitted = fit_photo(photo, self._size)
         levels = self._engine.input.dtype == "uint8"
         prepared = pad_levels(fitted, self._size) if levels else self._scaled(pad_photo(fitted, self._size))
-        outputs = self._engine.run(prepared, None, use_all_threads)
-        for values in outputs:
-            if values.dtype.kind == "f":
-                self._check_finite(values)
-        labels = outputs[0]
+        labels = self._run(prepared, None, use_all_threads)[0]
         if self._logits:
             if labels.shape[:2] != self._size:
                 labels = resize_bilinear_v1(labels, self._size, align_corners=True)
@@ -237,19 +219,21 @@ class MultiScale:
         """float32 (B, H, W, 3) in [-1, 1] to probabilities (B, H, W, classes), float32 tensors."""
         import tensorflow as tf
 
-        def resize(x, size):
-            return tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True)
-
         size = batch.shape[1:3]
+
+        def resize(x, scale):
+            sides = [int((float(side) - 1) * scale + 1) for side in size]  # DeepLab's `scale_dimension`
+            return tf.raw_ops.ResizeBilinear(images=x, size=sides, align_corners=True)
+
         probabilities = []
         for scale in self._scales:
-            scaled = resize(batch, _scaled(size, scale)) if scale != 1 else batch
+            scaled = resize(batch, scale) if scale != 1 else batch
             for mirrored in (False, True) if self._flip else (False,):
                 logits = self._model(scaled[:, :, ::-1] if mirrored else scaled, training=False)
                 logits = logits[:, :, ::-1] if mirrored else logits
                 # The genuine program resizes to the logits' size at scale 1 first, or at this scale where that is larger.
-                logits = resize(logits, _scaled(size, max(1.0, scale) / self._stride))
-                probabilities.append(tf.nn.softmax(resize(logits, size)))
+                logits = resize(logits, max(1.0, scale) / self._stride)
+                probabilities.append(tf.nn.softmax(resize(logits, 1)))
         return tf.add_n(probabilities) / len(probabilities)
 
     def outputs(self, batch) -> list:
@@ -258,8 +242,3 @@ class MultiScale:
 
         probabilities = self(batch)
         return [tf.argmax(probabilities, -1, output_type=tf.int32), probabilities]
-
-
-def _scaled(size, scale: float) -> tuple[int, int]:
-    """DeepLab's `scale_dimension`: the corners stay on the corners."""
-    return tuple(int((float(side) - 1) * scale + 1) for side in size)

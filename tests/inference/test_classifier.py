@@ -140,8 +140,8 @@ def test_openvino_keeps_to_its_threads(tiny_file):
     from mnv2_keras.inference.engines import OpenvinoEngine
 
     engine = OpenvinoEngine(tiny_file.read_bytes(), threads=1)
-    for alone in (True, False):
-        with engine._pool.borrowed(alone) as request:
+    for use_all_threads in (True, False):
+        with engine._borrowed(use_all_threads) as request:
             assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
 
 
