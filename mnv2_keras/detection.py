@@ -1,12 +1,13 @@
 """Pre- and post-processing of the detector: a photo to the network's input, the network's outputs to boxes.
 
 `postprocess_detections` is TensorFlow, for batches and inside graphs; `postprocess_arrays` is NumPy, for `Detector`, which works
-without TensorFlow. Both share the checks here and the arithmetic of `boxes`; each has a suppression of its own.
+without TensorFlow. Both use the checks here and the arithmetic of `boxes`; only the suppression differs.
 """
 
 import functools
 import os
 import sys
+from collections import Counter
 from numbers import Integral
 
 import numpy as np
@@ -110,8 +111,8 @@ def postprocess_detections(
     def to_tensor(values):
         return tf.convert_to_tensor(values, tf.float32)
 
-    outputs = box_encodings, class_predictions_with_background
-    inputs = _checked_inputs(to_tensor, tf.get_static_value, *outputs, anchors, clip_window)
+    inputs = box_encodings, class_predictions_with_background, anchors, clip_window
+    inputs = _checked_inputs(to_tensor, tf.get_static_value, *inputs)
     return _graph()(*inputs, *_checked_limits(score_threshold, iou_threshold, max_per_class, max_total))
 
 
@@ -193,19 +194,13 @@ def postprocess_arrays(
     Raises:
         ValueError: as there.
     """
-    to_array, outputs = (
-        functools.partial(np.asarray, dtype=np.float32),
-        (box_encodings, class_predictions_with_background),
-    )
-    encodings, logits, anchors, window = _checked_inputs(to_array, to_array, *outputs, anchors, clip_window)
+    to_array = functools.partial(np.asarray, dtype=np.float32)
+    inputs = box_encodings, class_predictions_with_background, anchors, clip_window
+    encodings, logits, anchors, window = _checked_inputs(to_array, to_array, *inputs)
     limits = _checked_limits(**limits)
     batch, most = len(encodings), limits[3]
-    result = {
-        "boxes": np.zeros((batch, most, 4), np.float32),
-        "scores": np.zeros((batch, most), np.float32),
-        "classes": np.zeros((batch, most), np.int32),
-        "num": np.zeros(batch, np.int32),
-    }
+    result = {"boxes": np.zeros((batch, most, 4), np.float32), "scores": np.zeros((batch, most), np.float32)}
+    result |= {"classes": np.zeros((batch, most), np.int32), "num": np.zeros(batch, np.int32)}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         boxes = decode_boxes(encodings, anchors)
         clipped = clip_boxes(boxes, window)
@@ -226,16 +221,14 @@ def _best_places(logits, boxes, visible, score_threshold, iou_threshold, max_per
     scores = _sigmoid(flat[places])
     real = (scores > score_threshold) & ~np.isnan(boxes).any(1)[places % len(boxes)]
     places, scores = places[real], scores[real]
-    suppressed = functools.partial(_suppressed, boxes, visible, iou_threshold, max_per_class, max_total)
     # In most photos the best scores hold all boxes of the result, and sorting them alone is faster.
-    most, chosen, complete = 20 * max_total, None, False
-    if len(places) > most:
-        best = np.flatnonzero(scores >= -np.partition(-scores, most)[most])
+    for most in (20 * max_total, len(places)):
+        least = -np.partition(-scores, most)[most] if most < len(places) else -np.inf
+        best = np.flatnonzero(scores >= least)
         best = best[np.argsort(-scores[best], kind="stable")]
-        chosen, complete = suppressed(places[best])
-    if not complete:
-        best = np.argsort(-scores, kind="stable")
-        chosen, _ = suppressed(places[best])
+        chosen = _suppressed(boxes, visible, iou_threshold, max_per_class, max_total, places[best])
+        if len(chosen) == max_total or most >= len(places):
+            break
     return places[best[chosen]], scores[best[chosen]]
 
 
@@ -251,20 +244,12 @@ def _sigmoid(logits):
 
 
 def _suppressed(boxes, visible, iou_threshold, max_per_class, max_total, places):
-    """Greedy non-maximum suppression within each class.
+    """Greedy suppression within each class: indices into `places`, which are by falling score; at most `max_total`.
 
-    Args:
-        boxes: (A, 4), not clipped.
-        visible: (A,), boxes that may be in the result; the others suppress, and count for `max_per_class`, too.
-        places: class * A + anchor of each candidate, by falling score.
-
-    Returns:
-        The indices into `places` of the result, and whether it has `max_total` of them.
+    Boxes that are not `visible` are not in the result, but they suppress, and count for `max_per_class`.
     """
     classes, anchors = np.divmod(places, len(boxes))
-    chosen: list[int] = []
-    shown: list[int] = []
-    per_class: dict[int, int] = {}
+    chosen, shown, per_class = [], [], Counter()
     for start in range(0, len(places), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(places)))
         others = np.concatenate([np.array(chosen, np.intp), block])
@@ -272,14 +257,13 @@ def _suppressed(boxes, visible, iou_threshold, max_per_class, max_total, places)
         overlaps &= classes[block, None] == classes[others]
         dropped, among = overlaps[:, : len(chosen)].any(1), overlaps[:, len(chosen) :]
         for i, (label, seen) in enumerate(zip(classes[block].tolist(), visible[anchors[block]].tolist(), strict=True)):
-            number = per_class.get(label, 0)
-            if dropped[i] or number == max_per_class:
+            if dropped[i] or per_class[label] == max_per_class:
                 continue
             dropped |= among[i]
-            per_class[label] = number + 1
+            per_class[label] += 1
             chosen.append(start + i)
             if seen:
                 shown.append(start + i)
                 if len(shown) == max_total:
-                    return np.array(shown, np.intp), True
-    return np.array(shown, np.intp), False
+                    return np.array(shown, np.intp)
+    return np.array(shown, np.intp)

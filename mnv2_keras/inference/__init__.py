@@ -1,1 +1,1 @@
-"""The road for users: a photo in, what is on it out."""
+"""Prediction: a photo in, its classes, boxes or mask out."""

@@ -115,9 +115,7 @@ class _FileEngine:
         finally:
             idle.append(interpreter)
 
-    def run(
-        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
-    ) -> list[np.ndarray]:
+    def run(self, image, outputs=None, use_all_threads: bool = True) -> list[np.ndarray]:
         """See `Engine`."""
         indices = range(len(self.outputs)) if outputs is None else outputs
         with self._borrowed(use_all_threads) as interpreter:
@@ -253,9 +251,7 @@ class KerasEngine:
         dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
         self.outputs = [TensorInfo(shape[1:], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
 
-    def run(
-        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
-    ) -> list[np.ndarray]:
+    def run(self, image, outputs=None, use_all_threads: bool = True) -> list[np.ndarray]:
         """See `Engine`."""
         with self._lock:
             values = self._call(image[None])

@@ -31,7 +31,7 @@ def rows_of(results: Iterable[Classification]) -> Iterator[tuple]:
 
 
 def _unicode(value) -> str:
-    r"""As text. A file's name may hold any bytes: those that are no UTF-8 become `\udce9`."""
+    r"""As text. A file's name may hold any bytes: those that are not UTF-8 become `\udce9`."""
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
@@ -39,8 +39,8 @@ def schema():
     """The Parquet file's columns and their types."""
     import pyarrow
 
-    text, whole = pyarrow.string(), pyarrow.int32()
-    return pyarrow.schema(list(zip(COLUMNS, (text, whole, whole, text, pyarrow.float32(), text), strict=True)))
+    text, integer = pyarrow.string(), pyarrow.int32()
+    return pyarrow.schema(list(zip(COLUMNS, (text, integer, integer, text, pyarrow.float32(), text), strict=True)))
 
 
 def write_parquet(rows: Iterable[tuple], file: BinaryIO) -> None:

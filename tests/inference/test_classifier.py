@@ -1,21 +1,14 @@
-"""The fast road: right answers, no TensorFlow, every image accounted for, and a cache that may be anything."""
+"""`Classifier`: right answers, every form of an image, streams, and files that are refused."""
 
-import json
-import resource
-import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mnv2_keras.inference.classifier import Classifier
-from mnv2_keras.inference.model_cache import litert_content
 from mnv2_keras.preprocessing import preprocess_image
 from mnv2_keras.tflite import TfliteFile
 
@@ -28,41 +21,17 @@ PHOTOS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny(testdata) -> Path:
-    """A checkpoint of alpha 0.1, 32 x 32 pixels and 5 classes."""
-    return testdata / "checkpoints" / "v1_format" / "mobilenet_v2_0.1_32.ckpt"
-
-
-@pytest.fixture(scope="module")
-def tiny_file(tiny, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.tflite"
-    path.write_bytes(_made(tiny, tmp_path_factory))
-    return path
-
-
-@pytest.fixture(scope="module")
-def real_file(testdata, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("real") / "real.tflite"
-    path.write_bytes(_made(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz", tmp_path_factory))
-    return path
-
-
-def _made(weights, tmp_path_factory) -> bytes:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MNV2_HOME", str(tmp_path_factory.mktemp("home")))
-        return litert_content(weights, "float32", None)
-
-
-def test_real_weights_name_the_photos_as_tf_slim_does(real_file, testdata):
+def test_real_weights_name_the_photos_as_tf_slim_does(imagenet_file, testdata):
     genuine = np.load(testdata / "golden" / "classification" / "real.npz")
-    with Classifier(real_file) as classifier:
-        found = classifier.predict([testdata / "images" / name for name in PHOTOS])
-    for (name, (index, label, score)), best in zip(PHOTOS.items(), found, strict=True):
+    with Classifier(imagenet_file) as classifier:
+        predictions = classifier.predict([testdata / "images" / name for name in PHOTOS])
+    for (name, (index, label, score)), best in zip(PHOTOS.items(), predictions, strict=True):
         logits = genuine[f"{name}|logits"].ravel().astype(np.float64)
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        assert [each.index for each in best] == np.argsort(-probabilities)[:5].tolist()
-        np.testing.assert_allclose([each.score for each in best], np.sort(probabilities)[::-1][:5], atol=2e-5)
+        assert [prediction.index for prediction in best] == np.argsort(-probabilities)[:5].tolist()
+        np.testing.assert_allclose(
+            [prediction.score for prediction in best], np.sort(probabilities)[::-1][:5], atol=2e-5
+        )
         assert best[0][:2] == (index, label)
         assert best[0].score == pytest.approx(score, abs=6e-4)
 
@@ -78,31 +47,6 @@ def test_keras_and_litert_agree(tiny, tiny_file, testdata):
         assert fast.size == slow.size == (32, 32)
 
 
-def test_a_keras_model_is_taken_as_it_is(tiny, tiny_file, testdata):
-    from mnv2_keras.conversion import convert_checkpoint
-
-    photo = testdata / "images" / "cat.bmp"
-    model = convert_checkpoint(tiny)
-    with Classifier(model) as one, Classifier(tiny_file) as other:
-        assert one.predict(photo) == other.predict(photo)
-    with pytest.raises(ValueError, match="its own resolution"):
-        Classifier(model, resolution=64)
-
-
-def test_a_keras_model_keeps_its_weights(tiny):
-    """A conversion clears channels that are as good as zero: not the user's."""
-    from mnv2_keras.conversion import convert_checkpoint
-
-    model = convert_checkpoint(tiny)
-    kernel = np.array(model.get_layer("Conv").kernel)
-    kernel[..., 3] = 1e-21
-    model.get_layer("Conv").kernel.assign(kernel)
-    before = model.get_weights()
-    Classifier(model).close()
-    for ours, theirs in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.parametrize("engine", ["litert", "keras"])
 def test_a_model_that_takes_pixels_is_refused(engine):
     from mnv2_keras.networks.classifier import build_mobilenetv2
@@ -112,52 +56,13 @@ def test_a_model_that_takes_pixels_is_refused(engine):
         Classifier(model, engine)
 
 
-def test_openvino_agrees(real_file, testdata):
-    """It may compute in bfloat16, so the scores are near, not equal."""
-    photos = [testdata / "images" / name for name in PHOTOS]
-    with Classifier(real_file) as one, Classifier(real_file, engine="openvino") as other:
-        for a, b in zip(one.predict(photos), other.predict(photos), strict=True):
-            assert a[0].index == b[0].index
-            assert a[0].score == pytest.approx(b[0].score, abs=0.05)
-        ours, theirs = one.embed(photos), other.embed(photos)
-        assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(ours)
-
-
-def test_openvino_reads_int8_files_too():
-    """Twenty digits through the shipped int8 network, whose ends are uint8, by both engines."""
-    from mnv2_keras.bundled import bundled_file, sample_digits
-    from mnv2_keras.inference.engines import LitertEngine, OpenvinoEngine
-
-    content = bundled_file("digits_int8.tflite").read_bytes()
-    one, other = LitertEngine(content), OpenvinoEngine(content)
-    for digit in sample_digits()[0]:
-        prepared = digit / np.float32(127.5) - 1
-        np.testing.assert_allclose(one.run(prepared)[0], other.run(prepared)[0], atol=0.05)
-    one.close(), other.close()
-
-
-def test_openvino_keeps_to_its_threads(tiny_file):
-    from mnv2_keras.inference.engines import OpenvinoEngine
-
-    engine = OpenvinoEngine(tiny_file.read_bytes(), threads=1)
-    for use_all_threads in (True, False):
-        with engine._borrowed(use_all_threads) as request:
-            assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
-
-
-def test_openvino_that_is_not_there_says_so(tiny_file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ValueError, match=r"pip install 'mnv2-keras\[openvino\]'"):
-        Classifier(tiny_file, engine="openvino")
-
-
 def test_every_form_of_an_image_is_the_same_photo(tiny_file, testdata, tmp_path):
     path = testdata / "images" / "hot_dog.jpg"
     pixels = np.asarray(Image.open(path).convert("RGB"))
     (tmp_path / "only").mkdir()
     Image.fromarray(pixels).save(tmp_path / "only" / "one.png")
     with Classifier(tiny_file, threads=1) as classifier:
-        wanted = classifier.predict(path)
+        expected = classifier.predict(path)
         forms = (
             str(path),
             path.read_bytes(),
@@ -168,10 +73,10 @@ def test_every_form_of_an_image_is_the_same_photo(tiny_file, testdata, tmp_path)
             tmp_path / "only",
         )
         for form in forms:
-            assert classifier.predict(form) == wanted
-        assert classifier.predict([tmp_path / "only", path]) == wanted * 2
+            assert classifier.predict(form) == expected
+        assert classifier.predict([tmp_path / "only", path]) == expected * 2
         for form in (str(path), path, path.read_bytes(), pixels, Image.fromarray(pixels), str(tmp_path / "only")):
-            assert [each.predictions for each in classifier.stream(form)] == wanted
+            assert [result.predictions for result in classifier.stream(form)] == expected
         assert len(list(classifier.stream(np.stack([pixels] * 2)))) == 2
         with pytest.raises(FileNotFoundError):
             classifier.stream("photos that are not there/")
@@ -192,14 +97,14 @@ def test_stream_keeps_order_and_names_what_is_broken(tiny_file, tmp_path):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
         paths.append(path)
     with Classifier(tiny_file) as classifier:
-        found = list(classifier.stream(paths, top=1))
-        assert [each.source for each in found] == paths
-        assert {i for i, each in enumerate(found) if each.error} == broken
-        assert all(paths[i].name in str(found[i].error) for i in broken)
-        assert all(len(each.predictions) == 1 for each in found if not each.error)
-        assert found[3].predictions == classifier.predict(paths[3], top=1)[0]
-        assert found[17].as_dict()["error"]
-        assert found[3].as_dict()["predictions"][0]["index"] == found[3].predictions[0].index
+        results = list(classifier.stream(paths, top=1))
+        assert [result.source for result in results] == paths
+        assert {i for i, result in enumerate(results) if result.error} == broken
+        assert all(paths[i].name in str(results[i].error) for i in broken)
+        assert all(len(result.predictions) == 1 for result in results if not result.error)
+        assert results[3].predictions == classifier.predict(paths[3], top=1)[0]
+        assert results[17].as_dict()["error"]
+        assert results[3].as_dict()["predictions"][0]["index"] == results[3].predictions[0].index
         with pytest.raises(ValueError, match=r"0017\.png"):
             list(classifier.stream(paths, on_error="raise"))
 
@@ -242,12 +147,12 @@ def test_a_stream_ends_with_its_classifier(tiny_file, monkeypatch):
 def test_several_threads_at_once(tiny_file):
     images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(24)]
     with Classifier(tiny_file) as classifier, ThreadPoolExecutor(6) as pool:
-        alone = [classifier.predict(image)[0] for image in images]
-        assert [found[0] for found in pool.map(classifier.predict, images)] == alone
+        one_by_one = [classifier.predict(image)[0] for image in images]
+        assert [best[0] for best in pool.map(classifier.predict, images)] == one_by_one
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"engine": "abacus"}, "engine is 'abacus'"),
         ({"threads": 0}, "threads is 0"),
@@ -259,8 +164,8 @@ def test_several_threads_at_once(tiny_file):
         ({"labels": ["one"]}, "1 labels were given for 5 classes"),
     ],
 )
-def test_wrong_arguments(tiny_file, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_arguments(tiny_file, options, message):
+    with pytest.raises(ValueError, match=message):
         Classifier(tiny_file, **options)
 
 
@@ -280,7 +185,7 @@ def test_wrong_images(tiny_file, tmp_path):
         classifier.predict(np.zeros((10, 10, 3), np.uint8))
 
 
-def test_files_that_are_no_classifier(tmp_path, tiny_file, testdata):
+def test_files_without_a_classifier_are_refused(tmp_path, tiny_file, testdata):
     with pytest.raises(FileNotFoundError, match=r"no \.tflite file"):
         Classifier(tmp_path / "none.tflite")
     (tmp_path / "short.tflite").write_bytes(tiny_file.read_bytes()[:5000])
@@ -334,8 +239,8 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
     assert "the metadata names labels.txt, which the file does not hold" in err
 
 
-def test_labels_beside_the_weights(tiny, tiny_file, tmp_path, monkeypatch):
-    """As training leaves them: for a Keras file, in LiteRT and in Keras, and for a .tflite that has none of its own."""
+def test_labels_in_the_folder_of_the_weights(tiny, tiny_file, tmp_path, monkeypatch):
+    """As training leaves them: for a Keras file, in LiteRT and in Keras, and for a .tflite that holds none."""
     from mnv2_keras.conversion import convert_checkpoint
 
     monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *_: tiny_file.read_bytes())
@@ -349,106 +254,3 @@ def test_labels_beside_the_weights(tiny, tiny_file, tmp_path, monkeypatch):
     (tmp_path / "labels.txt").write_text("of\nsomething\nelse\n")
     with Classifier(tmp_path / "model.keras") as classifier:
         assert classifier.labels[0] == "class 0"
-
-
-# The cache
-
-
-def test_converted_once_then_without_tensorflow(tiny, testdata, own_cache):
-    said = []
-    with Classifier(tiny, on_message=said.append) as classifier:
-        first = classifier.predict(testdata / "images" / "cat.bmp")
-    assert said == [f"Converting {tiny} to LiteRT (float32); this is done once and kept in the cache."]
-    assert len(list(own_cache.glob("litert/*.tflite"))) == 1
-    program = (
-        "import sys, json\n"
-        "from mnv2_keras import Classifier\n"
-        "found = Classifier(sys.argv[1]).predict(sys.argv[2])\n"
-        "print(json.dumps([found, sorted({'tensorflow', 'keras', 'pooch'} & set(sys.modules))]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tiny), str(testdata / "images" / "cat.bmp")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found, imported = json.loads(done.stdout)
-    assert imported == []
-    assert [tuple(each) for each in found[0]] == [tuple(each) for each in first[0]]
-
-
-def test_a_corrupt_or_unwritable_cache_only_costs_time(tiny, tiny_file, own_cache, monkeypatch, caplog):
-    made = []
-
-    def conversion(*arguments):
-        made.append(arguments)
-        return tiny_file.read_bytes()
-
-    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", conversion)
-    Classifier(tiny).close()
-    kept = next(own_cache.glob("litert/*.tflite"))
-    Classifier(tiny).close()
-    assert len(made) == 1
-    damaged = bytearray(kept.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    kept.write_bytes(damaged)
-    Classifier(tiny).close()
-    assert len(made) == 2
-    assert "damaged" in caplog.text
-    kept.with_suffix(".json").write_text("[]")
-    Classifier(tiny).close()
-    assert len(made) == 3
-    small = (resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    kept.unlink()
-    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(*small)  # what a full disk is to a writer: it fails in the middle of the file
-    try:
-        Classifier(tiny).close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert len(made) == 4
-    assert "cannot keep" in caplog.text
-    assert not kept.exists()
-    assert not list(kept.parent.glob(".*"))
-    caplog.clear()
-    monkeypatch.setenv("MNV2_HOME", "/proc/nowhere")
-    Classifier(tiny).close()
-    assert len(made) == 5
-    assert "cannot keep" in caplog.text
-
-
-def test_other_settings_are_other_files(tiny, tiny_file, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "mnv2_keras.inference.model_cache._converted", lambda *a: made.append(a[1:3]) or tiny_file.read_bytes()
-    )
-    for settings in ({}, {"precision": "float16"}, {"resolution": 64}, {}):
-        Classifier(tiny, **settings).close()
-    assert made == [("float32", None), ("float16", None), ("float32", 64)]
-
-
-def test_a_folder_is_known_by_all_that_is_read_of_it(tmp_path, monkeypatch):
-    """A checkpoint may lie one folder deeper: two such folders are two networks, two copies are one."""
-    made = []
-    monkeypatch.setattr("mnv2_keras.inference.model_cache._converted", lambda *a: made.append(a[0].name) or b"file")
-    for name, content in (("one", b"1"), ("two", b"2"), ("copy", b"1")):
-        (tmp_path / name / "inside").mkdir(parents=True)
-        (tmp_path / name / "inside" / "model.ckpt").write_bytes(content)
-        litert_content(tmp_path / name, "float32", None)
-    assert made == ["one", "two"]
-
-
-def test_what_cannot_be_converted_says_why(tmp_path):
-    """The child's sentence reaches the user; a model without classes is refused before anything is converted."""
-    import keras
-
-    (tmp_path / "bad.tgz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"bad\.tgz"):
-        Classifier(tmp_path / "bad.tgz")
-    image = keras.Input((8, 8, 3))
-    for engine in ("litert", "keras"):
-        with pytest.raises(ValueError, match="expected a classifier"):
-            Classifier(keras.Model(image, keras.layers.ReLU()(image)), engine)
-    with pytest.raises(ValueError, match="precision is 'int8'"):
-        Classifier(keras.Model(image, keras.layers.ReLU()(image)), precision="int8")

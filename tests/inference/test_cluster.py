@@ -3,8 +3,6 @@
 What needs no Ray is tested everywhere, with the actor at work in this process; the rest is marked `ray` (`make test-ray`).
 """
 
-import csv
-import json
 import os
 import shutil
 import signal
@@ -23,7 +21,9 @@ from mnv2_keras.bundled import bundled_file
 from mnv2_keras.images import ImageError, read_image
 from mnv2_keras.inference import cluster
 from mnv2_keras.inference.classifier import Classifier
-from mnv2_keras.inference.results import COLUMNS, rows_of, write_results
+from mnv2_keras.inference.results import COLUMNS, rows_of
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "predict_on_cluster_and_die.py"
 
 
 @pytest.fixture(scope="module")
@@ -78,32 +78,6 @@ def here(monkeypatch):
     monkeypatch.setattr(cluster, "_ray", lambda: ray)
     monkeypatch.setattr(cluster, "_computed", computed)
     return numbers
-
-
-def test_without_ray_it_says_what_to_install(monkeypatch, capsys, photos, tmp_path):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = mnv2(capsys, monkeypatch, "predict", photos, "--engine-cluster", "ray", "-o", tmp_path / "a.parquet")
-    assert code == 2
-    assert "A cluster needs Ray: pip install 'mnv2-keras[ray]'" in " ".join(err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--engine-cluster", "spark", "-o", "a.parquet"], "--engine-cluster is 'spark': expected ray"),
-        (["--engine-cluster", "ray"], "add -o found.parquet"),
-        (["--engine-cluster", "ray", "-o", "a.csv"], "a.csv: a cluster writes Parquet"),
-        (["--engine-cluster", "ray", "-o", "a.parquet", "--threads", "2"], "--threads is for a single process"),
-        (["--engine-cluster", "ray", "-o", "a.parquet", "--strict"], "--strict is for a single process"),
-        (["--workers", "2"], "--workers is for a cluster"),
-        (["-o", "a.txt"], "results are written as .jsonl, .csv, .parquet"),
-    ],
-)
-def test_options_that_do_not_go_together(monkeypatch, capsys, options, message):
-    code, _, err = mnv2(capsys, monkeypatch, "predict", "photos", *options)
-    assert code == 2
-    assert message in " ".join(err.split())
 
 
 def test_arguments_are_checked_first(here, photos, tmp_path):
@@ -166,7 +140,7 @@ def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path)
     assert {path.name for path in parts.iterdir()} == {"about.json", "000000.parquet", "000001.parquet"}
     assert not output.exists()
     (parts / "000001.parquet").write_bytes(b"PAR1 cut")  # a damaged part is no part
-    (parts / "about.json").with_suffix(".kept").write_bytes((parts / "about.json").read_bytes())
+    (parts / "about.json").with_suffix(".copy").write_bytes((parts / "about.json").read_bytes())
     here.clear()
     for other in ({"top": 2}, {"part": 11}, {"labels": list("abcdefghij")}):
         with pytest.raises(ValueError, match=f"holds parts of a run with other {next(iter(other))}: choose"):
@@ -177,7 +151,7 @@ def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path)
     with pytest.raises(ValueError, match="with other photos, weights"):
         cluster.predict_on_cluster(photos, output, "digits", **options)
     assert not here
-    (parts / "about.kept").replace(parts / "about.json")
+    (parts / "about.copy").replace(parts / "about.json")
     run = cluster.predict_on_cluster(photos, output, "digits", **options)
     assert here == [1, 2, 3, 4]
     assert (run.parts, run.resumed) == (5, 1)
@@ -186,10 +160,10 @@ def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path)
 
 def test_uris_are_what_pyarrow_opens(here, photos, expected, tmp_path, monkeypatch):
     cluster.predict_on_cluster(photos.as_uri(), tmp_path / "out.parquet", "digits", top=3)
-    found = rows(tmp_path / "out.parquet")
-    assert [row[1:5] for row in found] == [row[1:5] for row in expected]
-    assert [row[0] for row in found] == [Path(row[0]).as_uri() for row in expected]
-    assert [row[5] is None for row in found] == [row[5] is None for row in expected]
+    table = rows(tmp_path / "out.parquet")
+    assert [row[1:5] for row in table] == [row[1:5] for row in expected]
+    assert [row[0] for row in table] == [Path(row[0]).as_uri() for row in expected]
+    assert [row[5] is None for row in table] == [row[5] is None for row in expected]
     one = (photos / "one" / "02.jpg").as_uri()
     assert cluster._find([one])[0].name == one
     with pytest.raises(FileNotFoundError, match="check the address"):
@@ -243,23 +217,6 @@ def test_the_command(here, photos, expected, tmp_path, monkeypatch, capsys):
     assert rows(tmp_path / "b.parquet") == expected
 
 
-def test_the_other_files_of_the_single_process(photos, expected, tmp_path, monkeypatch):
-    with Classifier("digits") as classifier:
-        results = list(classifier.stream(cluster.find_images(photos), 3))
-    write_results(results, tmp_path / "out.csv")
-    with (tmp_path / "out.csv").open(newline="") as file:
-        found = list(csv.reader(file))
-    assert tuple(found[0]) == COLUMNS
-    assert [tuple(row) for row in found[1:]] == [tuple("" if x is None else str(x) for x in row) for row in expected]
-    write_results(results, tmp_path / "out.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["photo"] for line in lines] == [str(each.source) for each in results]
-    assert sum("error" in line for line in lines) == 2
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"needs pyarrow: pip install 'mnv2-keras\[parquet\]'"):
-        write_results(results, tmp_path / "out.parquet")
-
-
 @pytest.fixture(scope="module")
 def heavy(testdata, tmp_path_factory):
     """A hundred and twenty photos that take a while to decode."""
@@ -278,7 +235,7 @@ def actors():
     """The processes of this one's actors."""
     import psutil
 
-    return [each for each in psutil.Process().children(recursive=True) if "_Worker" in " ".join(each.cmdline()[:1])]
+    return [child for child in psutil.Process().children(recursive=True) if "_Worker" in " ".join(child.cmdline()[:1])]
 
 
 @pytest.mark.ray
@@ -309,26 +266,13 @@ def test_a_killed_worker_loses_nothing(heavy, tmp_path):
     assert rows(tmp_path / "out.parquet") == expected
 
 
-DRIVER = """
-import json, os, signal, sys
-from mnv2_keras.inference.cluster import predict_on_cluster
-
-def die(done, total):
-    if done >= 30:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-folder, output = json.loads(sys.argv[1])
-predict_on_cluster(folder, output, "digits", top=3, workers=2, part=10, progress=die)
-"""
-
-
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_driver_loses_no_finished_part(heavy, tmp_path):
     folder, expected = heavy
     output = tmp_path / "out.parquet"
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([str(folder), str(output)])],
+        [sys.executable, PROGRAM, folder, output],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=False,

@@ -73,11 +73,3 @@ def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
     assert image["content"]["content_properties"] == ("ImageProperties", {"color_space": GRAYSCALE})
     with Classifier(tmp_path / "grey.tflite") as opened:
         assert len(opened.predict(tmp_path / "photos")) == 3
-
-
-def test_the_command_line_knows_the_digits(capsys, monkeypatch):
-    code, out, _ = mnv2(
-        capsys, monkeypatch, "predict", bundled_file("digit_3_1.png"), "--weights", "digits", "--top", "1"
-    )
-    assert code == 0
-    assert "│ 3 " in out
