@@ -11,7 +11,7 @@ from mnv2_keras.checks import whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import grey_photo
 from mnv2_keras.inference.predictor import OpenedWeights, Predictor, Settings, default_engine, single_images
-from mnv2_keras.labels import Prediction, imagenet_labels
+from mnv2_keras.labels import Prediction
 from mnv2_keras.preprocessing import preprocess_image
 
 
@@ -77,9 +77,6 @@ class Classifier(Predictor):
                 "(H, W, C), such as `mnv2 export` writes."
             )
         self.classes = output[0]
-
-    def _default_labels(self, classes: int) -> Sequence[str]:
-        return imagenet_labels(classes) if classes in (1000, 1001) else [f"class {i}" for i in range(classes)]
 
     def predict(self, images, top: int = 5) -> list[list[Prediction]]:
         """The best classes of each image, the best first.

@@ -21,7 +21,6 @@ from mnv2_keras.inference.predictor import (
     default_engine,
     source_of,
 )
-from mnv2_keras.labels import coco_labels
 
 #: Colours of the classes, in turn; black letters can be read on all of them.
 _COLOURS = ("#4dd0e1", "#ffb74d", "#aed581", "#f48fb1", "#fff176", "#b39ddb", "#ff8a65", "#90caf9")
@@ -118,6 +117,7 @@ class Detector(PhotoPredictor):
     """
 
     _TASK = "detection"
+    _FIRST_CLASS = 1  # 0 is the background
 
     def __init__(
         self,
@@ -148,12 +148,6 @@ class Detector(PhotoPredictor):
             )
         self._order = (0, 1) if shapes[0][1] == 4 else (1, 0)
         self.classes = shapes[self._order[1]][1] - 1
-
-    def _default_labels(self, classes: int) -> Sequence[str]:
-        names = coco_labels()
-        if classes == len(names):
-            return tuple(names.values())
-        return [(names if classes == 90 else {}).get(number, f"class {number}") for number in range(1, classes + 1)]
 
     def detect(self, photo) -> Detections:
         """The things on one photo.

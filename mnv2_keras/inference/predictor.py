@@ -17,7 +17,7 @@ from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import ImageSource, find_images, read_image
 from mnv2_keras.inference.engines import ENGINES, Engine, KerasEngine, LitertEngine, OpenvinoEngine
 from mnv2_keras.inference.model_cache import litert_content, model_content, path_of
-from mnv2_keras.labels import labels_beside
+from mnv2_keras.labels import labels_beside, published_labels
 
 ON_ERROR = ("skip", "raise")
 
@@ -181,8 +181,9 @@ class Predictor:
     """
 
     # A subclass has `_check_network(opened)`, which sets `classes` from the engine's outputs and refuses networks of another task,
-    # `_default_labels(classes)`, `_compute(image, use_all_threads)` for the result of one image, and `_failed(image, error)`.
+    # `_compute(image, use_all_threads)` for the result of one image, and `_failed(image, error)`.
     _TASK: str
+    _FIRST_CLASS = 0
     _CHANNELS: Sequence[int] = (3,)
 
     def __init__(self, weights, settings: Settings, labels, keras_call: Callable | None = None):
@@ -224,7 +225,9 @@ class Predictor:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
         if labels is None:
-            labels = self._default_labels(self.classes)
+            numbers = range(self._FIRST_CLASS, self._FIRST_CLASS + self.classes)
+            # A segmenter that gives labels alone does not tell their number: Google's are of Pascal VOC.
+            labels = published_labels(self._TASK, self.classes or 21) or [f"class {number}" for number in numbers]
         elif self.classes and len(labels) != self.classes:
             raise ValueError(f"{len(labels)} labels were given for {self.classes} classes: give one for each.")
         return tuple(labels)

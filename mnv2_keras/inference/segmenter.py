@@ -17,7 +17,6 @@ from mnv2_keras.inference.predictor import (
     default_engine,
     source_of,
 )
-from mnv2_keras.labels import voc_labels
 from mnv2_keras.masks import fit_photo, pad_levels, pad_photo, voc_palette
 from mnv2_keras.preprocessing import resize_bilinear_v1
 
@@ -154,11 +153,6 @@ class Segmenter(PhotoPredictor):
         self.classes = logits[0][2] if logits else 0
         if self.classes > MOST_CLASSES:
             raise ValueError(f"{opened.name} has {self.classes} classes: labels are uint8, so {MOST_CLASSES} at most.")
-
-    def _default_labels(self, classes: int) -> Sequence[str]:
-        voc = voc_labels()
-        # Google's own files that give labels are of Pascal VOC.
-        return voc if classes in (0, len(voc)) else [f"class {i}" for i in range(classes)]
 
     def segment(self, photo) -> Segmentation:
         """The class of each pixel of one photo.
