@@ -1,4 +1,4 @@
-"""Boxes: the anchors of SSD, the code that moves them, overlaps, and suppression. Boxes are ymin, xmin, ymax, xmax.
+"""Boxes: the anchors of SSD, the box code, overlaps, and suppression. Boxes are ymin, xmin, ymax, xmax.
 
 Decoding, overlaps and windows take NumPy arrays and TensorFlow tensors, also in a graph, and return what they were given.
 Encoding and `suppress` are TensorFlow, which is imported by the functions, because `Detector` works without it.
@@ -13,7 +13,7 @@ import numpy as np
 
 from mnv2_keras.architecture.detector import ANCHOR_SHAPES, FIRST_STRIDE
 
-#: What the box code multiplies offsets of the centre, and logarithms of the size, with.
+#: Factors of the box code: on offsets of the centre, and on logarithms of the size.
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
 _EPSILON = 1e-8
 

@@ -4,6 +4,7 @@ Each check returns the value in its plain type, so that NumPy's numbers come out
 """
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 
@@ -13,12 +14,12 @@ def whole_number(name: str, value: object, minimum: int = 1, note: str = "") -> 
 
     Args:
         name: what the message calls it.
-        value: an integer of any library; a bool is none.
+        value: an integer of any library, but not a bool.
         minimum: the least value allowed.
         note: what the message adds after the expectation, such as ", or None for all cores".
 
     Raises:
-        ValueError: it is no whole number of at least `minimum`.
+        ValueError: it is not a whole number of at least `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} is {value!r}: expected a whole number of at least {minimum}{note}.")
@@ -39,13 +40,13 @@ def real_number(
 
     Args:
         name: what the message calls it.
-        value: a finite number of any library; a bool is none.
+        value: a finite number of any library, but not a bool.
         minimum, maximum: the range allowed.
-        above, below: whether `minimum` or `maximum` itself is not allowed.
+        above, below: whether `minimum` or `maximum` is excluded.
         note: what the message adds after the expectation, such as ", such as 3e-4".
 
     Raises:
-        ValueError: it is no finite number within the range.
+        ValueError: it is not a finite number within the range.
     """
     is_number = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     inside = is_number and (minimum < value if above else minimum <= value)
@@ -75,19 +76,16 @@ def image_shape(
     """(height, width, channels); height and width may be None.
 
     Args:
-        name: what the message calls it.
-        value: a tuple or list of three.
         example: the shape that the message offers.
         minimum: the smallest side in pixels.
 
     Raises:
-        ValueError: it is no such shape.
+        ValueError: it is not a tuple or list of this kind.
     """
     sides = tuple(value) if isinstance(value, tuple | list) else ()
-    whole = [isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in sides]
-    if len(sides) != 3 or not all(
-        good or (side is None and i < 2) for i, (good, side) in enumerate(zip(whole, sides, strict=True))
-    ):
+    is_side = [isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in sides]
+    is_open = [side is None for side in sides[:2]]
+    if len(sides) != 3 or not is_side[2] or not all(map(operator.or_, is_side, is_open)):
         raise ValueError(
             f"{name} is {value!r}: expected (height, width, channels), height and width whole numbers or None, such as "
             f"{tuple(example)}."

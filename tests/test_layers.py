@@ -54,7 +54,8 @@ def test_files_of_the_release_before_hold_the_old_name_of_argmax(segmenter, tmp_
 
 
 def test_files_of_the_release_before_hold_the_old_names_of_fake_quantised_layers(tmp_path):
-    model = quantization_aware(build_mobilenetv2(0.1, (32, 32, 3), classes=4))
+    table = ((1, 16, 1, 1), (6, 24, 2, 2))
+    model = quantization_aware(build_mobilenetv2(0.1, (32, 32, 3), classes=4, table=table))
     model.save(tmp_path / "aware.keras")
     kinds = ("Image", "Add", "Mean", "Convolution")
     rename_in_file(tmp_path / "aware.keras", {f"FakeQuant{kind}": f"Simulated{kind}" for kind in kinds})

@@ -82,29 +82,18 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution, and what follows it: normalisation and activation, or only a bias.
+    """One convolution, and what follows it: normalisation and activation, or only a bias."""
 
-    Attributes:
-        name: TF-Slim scope, such as `Conv` or `expanded_conv_3/depthwise`.
-        inputs, outputs: channels.
-        kernel: side of the kernel.
-        stride, rate: stride and dilation.
-        depthwise: one filter for each channel.
-        bias: a bias in place of normalisation and activation.
-        stddev: of the truncated normal that the kernel starts from; None for Glorot's uniform.
-        endpoint: TF-Slim endpoint, such as `layer_1`; None where it is the name.
-    """
-
-    name: str
-    inputs: int
+    name: str  # TF-Slim scope, such as `Conv` or `expanded_conv_3/depthwise`
+    inputs: int  # channels
     outputs: int
-    kernel: int = 1
+    kernel: int = 1  # side of the kernel
     stride: int = 1
-    rate: int = 1
-    depthwise: bool = False
-    bias: bool = False
-    stddev: float | None = 0.09
-    endpoint: str | None = None
+    rate: int = 1  # dilation
+    depthwise: bool = False  # one filter for each channel
+    bias: bool = False  # a bias in place of normalisation and activation
+    stddev: float | None = 0.09  # of the truncated normal that the kernel starts from; None for Glorot's uniform
+    endpoint: str | None = None  # TF-Slim endpoint, such as `layer_1`; None where it is the name
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:

@@ -19,7 +19,7 @@ EXTRA_DEPTHS = (512, 256, 256, 128)
 MIN_DEPTH = 16
 #: The Object Detection API refuses images with a smaller side, in pixels.
 MIN_SIDE = 33
-#: Pixels of the image per step of the first feature map; each later map has twice as many.
+#: Pixels of the image per step of the first feature map; each later map has twice the pixels per step.
 FIRST_STRIDE = 16
 _STDDEV = 0.03
 
@@ -39,14 +39,12 @@ def _float32(value: float) -> float:
 def _anchor_shapes() -> tuple[tuple[AnchorShape, ...], ...]:
     """The shapes of each map; the first has three (`reduce_boxes_in_lowest_layer`)."""
     low, high, last = _float32(0.2), _float32(0.95), len(EXTRA_DEPTHS) + 1
-    scales = [low + (high - low) * i / last for i in range(last + 1)] + [1.0]
+    scales = [low + (high - low) * i / last for i in range(1, last + 1)] + [1.0]
     ratios = (1.0, 2.0, 0.5, 3.0, _float32(0.3333))
-    lowest = ((0.1, 1.0), (low, 2.0), (low, 0.5))
-    others = (
-        (*((scale, ratio) for ratio in ratios), (math.sqrt(scale * after), 1.0))
-        for scale, after in itertools.pairwise(scales[1:])
-    )
-    return tuple(tuple(AnchorShape(*shape) for shape in shapes) for shapes in (lowest, *others))
+    maps = [((0.1, 1.0), (low, 2.0), (low, 0.5))]
+    for scale, next_scale in itertools.pairwise(scales):
+        maps.append((*((scale, ratio) for ratio in ratios), (math.sqrt(scale * next_scale), 1.0)))
+    return tuple(tuple(itertools.starmap(AnchorShape, shapes)) for shapes in maps)
 
 
 #: The anchors at each place of each feature map, in the order of the predictors' channels.
@@ -63,21 +61,13 @@ class Predictor(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """Every layer of a detector with its sizes, in network order.
-
-    Attributes:
-        backbone: the plan of the backbone.
-        classes: number of classes without the background.
-        feature_maps: endpoints of the backbone that the first predictors read.
-        extra_maps: the layers of each further map; each reads the map before it.
-        predictors: one for each map, those of the backbone first.
-    """
+    """Every layer of a detector with its sizes, in network order."""
 
     backbone: Plan
-    classes: int
-    feature_maps: tuple[str, ...]
-    extra_maps: tuple[tuple[Convolution, ...], ...]
-    predictors: tuple[Predictor, ...]
+    classes: int  # without the background
+    feature_maps: tuple[str, ...]  # endpoints of the backbone that the first predictors read
+    extra_maps: tuple[tuple[Convolution, ...], ...]  # the layers of each further map; each reads the map before it
+    predictors: tuple[Predictor, ...]  # one for each map, those of the backbone first
 
 
 def make_detector_plan(
@@ -92,12 +82,8 @@ def make_detector_plan(
     """Unroll SSDLite, or the classic SSD, into its layers.
 
     Args:
-        alpha: width multiplier of backbone and extra maps, any number above 0.
+        alpha, classes, separable, predictor_kernel, min_depth: as in `build_ssdlite_mobilenetv2`.
         channels: channels of the input image.
-        classes: number of classes without the background.
-        separable: depthwise-separable extra maps and predictors (SSDLite); False for full convolutions (the classic SSD).
-        predictor_kernel: side of the predictors' kernels: 3 for SSDLite; for the classic SSD 1 as published (the default), or 3.
-        min_depth: least number of channels of a layer.
 
     Raises:
         ValueError: an argument is out of its range; the message says which and what is expected.

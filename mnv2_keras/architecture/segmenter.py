@@ -14,59 +14,37 @@ from mnv2_keras.checks import whole_number
 OUTPUT_STRIDES = (8, 16, 32)
 #: Published dilations of the atrous branches at each output stride that has any.
 ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
-#: Channels of every layer of the head but the two below.
-FILTERS = 256
-#: Channels that the decoder keeps of the early features.
-SKIP_FILTERS = 48
+#: Channels of the layers of the head, and of the layer that narrows the decoder's early features.
+FILTERS, SKIP_FILTERS = 256, 48
 #: The early features of the decoder, of stride 4.
 SKIP = "layer_4/depthwise_output"
 
 
 @dataclass(frozen=True)
 class Aspp:
-    """Atrous spatial pyramid pooling: branches side by side, then a projection of all of them.
+    """Atrous spatial pyramid pooling (ASPP): parallel branches, then a projection of their concatenation."""
 
-    Attributes:
-        pooling: of the mean over the map, which is the first branch.
-        branches: the layers of each further branch.
-        projection: of all branches.
-    """
-
-    pooling: Convolution
-    branches: tuple[tuple[Convolution, ...], ...]
+    pooling: Convolution  # of the first branch, which reads the mean over the map
+    branches: tuple[tuple[Convolution, ...], ...]  # the layers of each further branch
     projection: Convolution
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """DeepLabv3+'s decoder: features of an early endpoint beside the upsampled ones, then two filters.
+    """DeepLabv3+'s decoder: early features are appended to the upsampled ones, then two filters."""
 
-    Attributes:
-        endpoint: of the early features in the backbone.
-        skip: the layer that narrows them.
-        filters: the layers that read both.
-    """
-
-    endpoint: str
-    skip: Convolution
-    filters: tuple[Convolution, ...]
+    endpoint: str  # of the early features in the backbone
+    skip: Convolution  # narrows the early features
+    filters: tuple[Convolution, ...]  # read both
 
 
 @dataclass(frozen=True)
 class SegmenterPlan:
-    """Every layer of a segmenter with its sizes, in network order.
+    """Every layer of a segmenter with its sizes, in network order."""
 
-    Attributes:
-        backbone: the plan of the backbone; the segmenter reads its last block, not its last convolution.
-        classes: number of classes, the background included.
-        aspp: None for the bare network without a head.
-        decoder: None for a network without a decoder.
-        logits: the last convolution.
-    """
-
-    backbone: Plan
-    classes: int
-    aspp: Aspp | None
+    backbone: Plan  # the segmenter reads its last block, not its last convolution
+    classes: int  # with the background
+    aspp: Aspp | None  # None for a network without a head
     decoder: Decoder | None
     logits: Convolution
 
@@ -93,24 +71,20 @@ def _separable(name: str, inputs: int, rate: int = 1) -> tuple[Convolution, ...]
 
 def _aspp(inputs: int, rates: tuple[int, ...], separable: bool) -> Aspp:
     """Source: DeepLab `model.extract_features`."""
-
-    def glorot(name, inputs=inputs, **options):
-        return Convolution(name, inputs, FILTERS, stddev=None, **options)
-
-    branches = [(glorot("aspp0"),)]
+    pooling, first = (Convolution(name, inputs, FILTERS, stddev=None) for name in ("image_pooling", "aspp0"))
+    branches = [(first,)]
     for i, rate in enumerate(rates, start=1):
-        name = f"aspp{i}"
-        branches.append(_separable(name, inputs, rate) if separable else (glorot(name, kernel=3, rate=rate),))
-    projection = glorot("concat_projection", FILTERS * (1 + len(branches)))
-    return Aspp(glorot("image_pooling"), tuple(branches), projection)
+        full = Convolution(f"aspp{i}", inputs, FILTERS, 3, rate=rate, stddev=None)
+        branches.append(_separable(full.name, inputs, rate) if separable else (full,))
+    projection = Convolution("concat_projection", FILTERS * (1 + len(branches)), FILTERS, stddev=None)
+    return Aspp(pooling, tuple(branches), projection)
 
 
 def _decoder(plan: Plan) -> Decoder:
     """Source: DeepLab `model.refine_by_decoder` with `decoder_output_stride` [4]."""
-    name = "decoder/feature_projection0"
-    skip = Convolution(name, plan.endpoints[SKIP].channels, SKIP_FILTERS, stddev=None)
-    first, second = (f"decoder/decoder_conv{i}" for i in range(2))
-    return Decoder(SKIP, skip, (*_separable(first, FILTERS + SKIP_FILTERS), *_separable(second, FILTERS)))
+    skip = Convolution("decoder/feature_projection0", plan.endpoints[SKIP].channels, SKIP_FILTERS, stddev=None)
+    first = _separable("decoder/decoder_conv0", FILTERS + SKIP_FILTERS)
+    return Decoder(SKIP, skip, (*first, *_separable("decoder/decoder_conv1", FILTERS)))
 
 
 def make_segmenter_plan(
@@ -130,14 +104,8 @@ def make_segmenter_plan(
     Source: DeepLab `core/feature_extractor._mobilenet_v2` (rounding of widths) and `model.py` (head).
 
     Args:
-        alpha: width multiplier of the backbone, any number above 0; the widths of the head do not depend on it.
+        alpha, classes, output_stride, aspp_rates, decoder, head, aspp_separable: as in `build_deeplabv3_mobilenetv2`.
         channels: channels of the input image.
-        classes: number of classes, the background included.
-        output_stride: 8, 16 or 32 pixels of the image per step of the features.
-        aspp_rates: dilation of each atrous branch, such as those of `ASPP_RATES`; () for none.
-        decoder: refine with the features of stride 4 (DeepLabv3+).
-        head: False leaves out everything between backbone and logits (`aspp_with_batch_norm=False`).
-        aspp_separable: whether the atrous branches are depthwise and pointwise, or full 3x3 convolutions.
         rounding: `min_depth` and `divisible_by` of the backbone's widths, as in `make_plan`; None or left out for the published
             ones: 8 and 8 for alpha 1, otherwise 1 and 1.
 
@@ -157,7 +125,5 @@ def make_segmenter_plan(
     plan = make_plan(alpha, channels=channels, output_stride=output_stride, **rounding)
     width = plan.blocks[-1].outputs
     aspp = _aspp(width, rates, aspp_separable) if head else None
-    width = FILTERS if head else width
-    refined = _decoder(plan) if decoder else None
-    logits = Convolution("logits/semantic", width, classes, bias=True, stddev=0.01)
-    return SegmenterPlan(plan, classes, aspp, refined, logits)
+    logits = Convolution("logits/semantic", FILTERS if head else width, classes, bias=True, stddev=0.01)
+    return SegmenterPlan(plan, classes, aspp, _decoder(plan) if decoder else None, logits)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import typer
 from rich.console import Console
 
-#: A pipe or a log file has no width of its own. 140 columns keep a table there from being cut to 80.
+#: A pipe or a log file has no width; with 140 columns tables fit there.
 _WIDTH = None if sys.stdout.isatty() else 140
 
 #: Consoles print file names unchanged: without emoji (`:cat:`) and without markup (`[red]`).
@@ -19,10 +19,9 @@ err = Console(stderr=True, emoji=False, markup=False)
 
 @contextlib.contextmanager
 def working(description: str) -> Iterator[None]:
-    """Show `description` beside a spinner until the block ends; import TensorFlow first, without its start-up messages.
+    """Show `description` with a spinner until the block ends; import TensorFlow first, without its start-up messages.
 
-    TensorFlow writes a few lines to file descriptor 2 before any of its settings can prevent it. An error during the import
-    is raised as usual.
+    TensorFlow writes a few lines to file descriptor 2 before any of its settings can prevent it.
     """
     with err.status(description):
         if "tensorflow" not in sys.modules:
@@ -40,7 +39,7 @@ def working(description: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed_message() -> Iterator[Callable[[str], None]]:
-    """A function that prints a sentence on stderr; on a terminal a clock runs beside the sentence until the block ends."""
+    """A function that prints a sentence on stderr, on a terminal with the elapsed time until the block ends."""
     with contextlib.ExitStack() as stack:
 
         def on_message(sentence: str) -> None:
@@ -57,27 +56,18 @@ def timed_message() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def opening_weights(engine: str | None) -> Iterator[Callable[[str], None] | None]:
-    """The time in which a command opens weights: `on_message` for a conversion, or a spinner while Keras reads them.
-
-    Args:
-        engine: the inference engine; only "keras" needs TensorFlow in this process.
-    """
+    """A spinner while the Keras engine reads weights; for other engines `on_message`, without TensorFlow."""
     with working("opening the weights") if engine == "keras" else timed_message() as on_message:
         yield on_message
 
 
 class progress_bar:
-    """A progress bar on stderr for the length of a `with` block.
-
-    It shows a description, the bar, "done/total", a detail (by default the speed in `unit` per second) and the time left.
+    """A progress bar on stderr for the length of a `with` block: description, bar, "done/total", detail and the time left.
 
         with progress_bar("evaluating", total=len(photos), unit="photos") as bar:
             evaluate(photos, progress=bar.update)
 
-    Args:
-        description: what is being done.
-        total: the number of steps; None until `update` tells it.
-        unit: what one step is, such as "photos"; an empty string leaves the speed out.
+    The default detail is the speed in `unit` per second; an empty `unit` leaves it out. `total` is None until `update` has it.
     """
 
     def __init__(self, description: str = "", total: int | None = None, unit: str = ""):
@@ -116,11 +106,9 @@ def with_progress(items: Iterable, total: int, description: str = "", unit: str 
 
 
 def print_skipped(reasons: Mapping[object, object] | Iterable[object], most: int | None = None) -> None:
-    """Name on stderr the images that were skipped, one line for each.
+    """Print a line on stderr for each skipped image: path to reason, or a sentence that names the path.
 
-    Args:
-        reasons: path to reason, or sentences that name the path themselves.
-        most: lines to print; the rest is only counted. None prints all.
+    After `most` lines the rest is only counted; None prints all.
     """
     if isinstance(reasons, Mapping):
         reasons = [reason if str(path) in str(reason) else f"{path}: {reason}" for path, reason in reasons.items()]

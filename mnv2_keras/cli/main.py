@@ -17,26 +17,12 @@ from rich.text import Text
 
 from mnv2_keras.cli.console import err
 
-#: Command to the module of this folder and its function; an `app` is a group with subcommands.
-COMMANDS = {
-    "list": ("list_checkpoints", "list_"),
-    "fetch": ("fetch", "fetch"),
-    "convert": ("convert", "convert"),
-    "verify": ("verify", "verify"),
-    "predict": ("predict", "predict"),
-    "export": ("export", "export"),
-    "inspect": ("inspect", "inspect"),
-    "bench": ("bench", "bench"),
-    "summary": ("summary", "summary"),
-    "demo": ("demo", "demo"),
-    "detect": ("detect", "detect"),
-    "segment": ("segment", "segment"),
-    "train": ("train", "app"),
-    "finetune": ("finetune", "finetune"),
-    "evaluate": ("evaluate", "app"),
-}
-
-
+COMMANDS = (
+    *("list", "fetch", "convert", "verify", "predict", "export", "inspect", "bench", "summary", "demo"),
+    *("detect", "segment", "train", "finetune", "evaluate"),
+)
+#: Module and function of the commands whose function has another name; an `app` is a group of subcommands.
+FUNCTIONS = {"list": ("list_checkpoints", "list_"), "train": ("train", "app"), "evaluate": ("evaluate", "app")}
 ABOUT = "MobileNetV2 in Keras 3: build it, convert TF-Slim's checkpoints, prove parity, use it."
 
 
@@ -52,7 +38,7 @@ def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback(help=ABOUT)(_options)
     for name in names:
-        module, function = COMMANDS[name]
+        module, function = FUNCTIONS.get(name, (name, name))
         command = getattr(importlib.import_module(f"mnv2_keras.cli.{module}"), function)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)

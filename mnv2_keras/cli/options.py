@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, get_args
@@ -96,7 +97,7 @@ def _hidden_option(parameter: inspect.Parameter, name: str) -> inspect.Parameter
     """An option with another name, hidden from `--help`; its value is None when it is not given."""
     kind, option = get_args(parameter.annotation)
     if not isinstance(option, type(typer.Option())):
-        raise TypeError(f"{parameter.name} is no option: expected Annotated[..., typer.Option(...)].")
+        raise TypeError(f"{parameter.name} is not an option: expected Annotated[..., typer.Option(...)].")
     option = copy.copy(option)
     option.default, option.param_decls, option.hidden = _flag(name), None, True
     return inspect.Parameter(
@@ -124,23 +125,18 @@ def numbers(text: str) -> tuple[float, ...]:
     """A list of numbers such as "0.75,1,1.25".
 
     Raises:
-        ValueError: a part of it is no number.
+        ValueError: a part of it is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers: expected numbers such as 0.75,1,1.25.") from None
+        raise ValueError(f"{text!r} is not a list of numbers: expected numbers such as 0.75,1,1.25.") from None
 
 
 def unique_stems(paths: list[Path]) -> list[str]:
     """The file names without suffix; equal ones get a number, so that no output file overwrites another."""
-    used: set[str] = set()
-    stems = []
+    stems: dict[str, None] = {}
     for path in paths:
-        stem, number = path.stem, 1
-        while stem in used:
-            number += 1
-            stem = f"{path.stem}-{number}"
-        used.add(stem)
-        stems.append(stem)
-    return stems
+        names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
+        stems[next(name for name in names if name not in stems)] = None
+    return list(stems)

@@ -15,18 +15,9 @@ def summary(
     resolution: Annotated[str, typer.Option(help="Input size in pixels, or HEIGHTxWIDTH.")] = "224",
     channels: Annotated[int, typer.Option(help="Channels of the input image.")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes; 0 for pooled features.")] = 1001,
-    output_stride: Annotated[
-        int | None, typer.Option(help="From this stride on, use dilation in place of strides.")
-    ] = None,
-    finegrain: Annotated[
-        bool,
-        typer.Option(
-            "--finegrain/--no-finegrain", help="For alpha below 1, keep 1280 channels in the last convolution."
-        ),
-    ] = True,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Show the paper's tables and the computed values instead.")
-    ] = False,
+    output_stride: Annotated[int | None, typer.Option(help="From this stride on, dilate instead of striding.")] = None,
+    finegrain: Annotated[bool, typer.Option(help="For alpha below 1, keep 1280 channels in the last layer.")] = True,
+    paper: Annotated[bool, typer.Option("--paper", help="Compare the paper's tables with computed values.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show Table 2 of the paper with shapes, parameters and multiply-adds of each row, without TensorFlow.
@@ -39,14 +30,8 @@ def summary(
     from mnv2_keras.analysis import analyze, summary_table
 
     size = image_size(resolution)
-    analysis = analyze(
-        alpha,
-        (*size, channels),
-        classes=classes,
-        output_stride=output_stride,
-        finegrain_classification_mode=finegrain,
-    )
-    rows = summary_table(analysis)
+    options = {"output_stride": output_stride, "finegrain_classification_mode": finegrain}
+    rows = summary_table(analyze(alpha, (*size, channels), classes=classes, **options))
     if as_json:
         print_json({"alpha": alpha, "input_shape": [*size, channels], "classes": classes, "rows": rows})
         return

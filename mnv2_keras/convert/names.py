@@ -13,6 +13,8 @@ from mnv2_keras.architecture import Convolution, DetectorPlan, Plan, SegmenterPl
 
 CLASSIFIER = "MobilenetV2"
 DETECTOR = "FeatureExtractor/MobilenetV2"
+#: TF-Slim names of variables with their shapes, in the order in which TF-Slim creates them.
+Shapes = dict[str, tuple[int, ...]]
 
 _LEAVES = {
     "Conv2D": {"kernel": "weights", "bias": "biases"},
@@ -22,7 +24,7 @@ _LEAVES = {
     "GroupNormalization": {name: name for name in ("beta", "gamma")},
 }
 
-#: What an optimiser or an average keeps beside a variable, under its name.
+#: Last part of the name of a variable's moving average.
 AVERAGE = "ExponentialMovingAverage"
 
 
@@ -32,7 +34,7 @@ def is_variable(name: str) -> bool:
 
 
 def root_scope(layer_names) -> str:
-    """The scope of the backbone's variables, told by the heads that stand beside it."""
+    """The scope of the backbone's variables: a detector's where there are box predictors."""
     return DETECTOR if any(name.startswith("BoxPredictor_") for name in layer_names) else CLASSIFIER
 
 
@@ -52,12 +54,12 @@ def variables(model) -> dict[str, object]:
         if set(own) - set(leaves):
             raise ValueError(
                 f"layer {layer.name!r} ({type(layer).__name__}) has weights without a TF-Slim name: {', '.join(sorted(own))}. "
-                "Expected only layers built by mnv2_keras; convert its base, or keep your own head apart."
+                "Expected only layers built by mnv2_keras: convert the base without your own head."
             )
         scope = layer.name.replace("-", "/")
         prefix = scope if _head_place(f"{scope}/")[0] > _EXTRAS else f"{root}/{scope}"
         named |= {f"{prefix}/{leaf}": own[name] for name, leaf in leaves.items() if name in own}
-    # Keras lists the parts of a split convolution side by side, TF-Slim one after the other.
+    # Keras lists the layers of the groups of a split convolution alternately, TF-Slim group by group.
     return dict(sorted(named.items(), key=lambda item: depth(item[0])))
 
 
@@ -69,12 +71,10 @@ def layer_name(variable: str) -> str:
     return scope.replace("/", "-")
 
 
-def _shapes(
-    layers: Iterable[Convolution], root: str = "", normalization: str = "batch_norm"
-) -> dict[str, tuple[int, ...]]:
+def _shapes(layers: Iterable[Convolution], root: str = "", normalization: str = "batch_norm") -> Shapes:
     """Names and shapes of the variables of convolutions, in TF-Slim's order of creation."""
     norm = {"batch_norm": "BatchNorm", "group_norm": "GroupNorm"}[normalization]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     for layer in layers:
         shapes[f"{root}{layer.name}/{'depthwise_weights' if layer.depthwise else 'weights'}"] = layer.kernel_shape
         leaves = ("biases",) if layer.bias else (f"{norm}/{leaf}" for leaf in _LEAVES[f"{norm}alization"].values())
@@ -82,27 +82,25 @@ def _shapes(
     return shapes
 
 
-def backbone_shapes(
-    plan: Plan, normalization: str = "batch_norm", root: str = CLASSIFIER
-) -> dict[str, tuple[int, ...]]:
+def backbone_shapes(plan: Plan, normalization: str = "batch_norm", root: str = CLASSIFIER) -> Shapes:
     """Names and shapes of the variables TF-Slim creates for a plan, in its order, without building anything."""
     return _shapes(plan.convolutions, f"{root}/", normalization)
 
 
-def classifier_shapes(plan: Plan, classes: int, normalization: str = "batch_norm") -> dict[str, tuple[int, ...]]:
+def classifier_shapes(plan: Plan, classes: int, normalization: str = "batch_norm") -> Shapes:
     """The same for a classifier: 262 variables for Table 2."""
     logits = classifier_logits(plan.last.outputs, classes)
     return backbone_shapes(plan, normalization) | _shapes([logits], f"{CLASSIFIER}/")
 
 
-def detector_shapes(plan: DetectorPlan) -> dict[str, tuple[int, ...]]:
+def detector_shapes(plan: DetectorPlan) -> Shapes:
     """The same for a detector: 404 variables for SSDLite."""
     extras = itertools.chain(*plan.extra_maps)
     predictors = itertools.chain(*((*predictor.boxes, *predictor.classes) for predictor in plan.predictors))
     return backbone_shapes(plan.backbone, root=DETECTOR) | _shapes(extras, f"{DETECTOR}/") | _shapes(predictors)
 
 
-def segmenter_shapes(plan: SegmenterPlan) -> dict[str, tuple[int, ...]]:
+def segmenter_shapes(plan: SegmenterPlan) -> Shapes:
     """The same for a segmenter: 272 variables for the paper's mobile network."""
     without_last = (layer for layer in plan.backbone.convolutions if layer is not plan.backbone.last)
     return _shapes(without_last, f"{CLASSIFIER}/") | _shapes(plan.head)
@@ -115,15 +113,7 @@ _STAGES = {"expand": 0, "depthwise": 1, "project": 2}
 #: Scopes of the heads in TF-Slim's order of creation. `#` is a number: a group with several scopes repeats them for each one.
 _HEADS = (
     (r"layer_\d+_1_Conv2d_#_\w+?/", r"layer_\d+_2_Conv2d_#_\w+?_depthwise/", r"layer_\d+_2_Conv2d_#_\w+?/"),
-    tuple(
-        rf"BoxPredictor_#/{name}/"
-        for name in (
-            "BoxEncodingPredictor_depthwise",
-            "BoxEncodingPredictor",
-            "ClassPredictor_depthwise",
-            "ClassPredictor",
-        )
-    ),
+    tuple(f"BoxPredictor_#/{of}Predictor{step}/" for of in ("BoxEncoding", "Class") for step in ("_depthwise", "")),
     ("image_pooling/",),
     ("aspp#/", "aspp#_depthwise/", "aspp#_pointwise/"),
     ("concat_projection/",),
@@ -131,7 +121,7 @@ _HEADS = (
     ("decoder/decoder_conv#_depthwise/", "decoder/decoder_conv#_pointwise/"),
     ("logits/",),
 )
-#: Index of the detector's extra maps, whose scopes lie in the backbone's; those of all other heads stand at the top.
+#: Index of the detector's extra maps; only their scopes are inside the backbone's scope.
 _EXTRAS = 0
 _HEAD_SCOPES = [
     (group, step, re.compile(f"(?:{DETECTOR}/)?" + scope.replace("#", r"(\d+)")))
@@ -152,8 +142,8 @@ def depth(variable: str) -> tuple[float, ...]:
     """The place of a variable in the network, as a key for sorting in TF-Slim's order.
 
     Returns:
-        The number of the block (-1 for the first convolution, 1e6 for the last one and the classifier, infinity for other heads),
-        then the place inside.
+        The number of the block (-1 for the first convolution, 1e6 for the last one and the classifier, infinity for other heads)
+        and the place inside it.
     """
     match = _SCOPE.match(variable)
     if not match:

@@ -19,44 +19,22 @@ from mnv2_keras.layers import ChannelSlice
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """What the convolutions of one network have in common; TF-Slim's `training_scope` and `arg_scope`s.
+    """What the convolutions of one network have in common; TF-Slim's `training_scope` and `arg_scope`s."""
 
-    Attributes:
-        normalization: "batch_norm" or "group_norm".
-        groups: groups of the group norm.
-        momentum: decay of the batch norms' moving statistics.
-        epsilon: of the batch norms. (Group norms have 1e-6, as in TF-Slim.)
-        weight_decay: as published: `weight_decay * sum(w ** 2) / 2` is added to the loss for each kernel.
-        decay_depthwise: whether depthwise kernels decay too (they do in SSDLite's extra layers only).
-        activation: of every layer but the linear ones.
-        explicit_padding: pad symmetrically and convolve without padding, as PyTorch does, instead of TensorFlow's SAME.
-    """
-
-    normalization: str = "batch_norm"
-    groups: int = 8
-    momentum: float = 0.997
-    epsilon: float = 1e-3
-    weight_decay: float = 0.0
-    decay_depthwise: bool = False
-    activation: str = "relu6"
-    explicit_padding: bool = False
+    normalization: str = "batch_norm"  # or "group_norm"
+    groups: int = 8  # of the group norms
+    momentum: float = 0.997  # decay of the batch norms' moving statistics
+    epsilon: float = 1e-3  # of the batch norms; group norms have 1e-6, as in TF-Slim
+    weight_decay: float = 0.0  # `weight_decay * sum(w ** 2) / 2` is added to the loss for each kernel
+    decay_depthwise: bool = False  # whether depthwise kernels decay too (only in SSDLite's extra layers)
+    activation: str = "relu6"  # of every layer but the linear ones
+    explicit_padding: bool = False  # pad symmetrically, as PyTorch does, instead of TensorFlow's SAME
 
     def __post_init__(self):
         one_of("normalization", self.normalization, ("batch_norm", "group_norm"))
         whole_number("groups", self.groups)
         real_number("batch_norm_momentum", self.momentum, 0, 1)
         real_number("weight_decay", self.weight_decay, 0)
-
-    def regularizer(self):
-        """Keras counts `l2 * sum(w ** 2)`, TF-Slim half of that."""
-        return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
-
-
-def _initializer(layer: Convolution):
-    """A new initialiser for a kernel: TF's `truncated_normal_initializer`, or TF-Slim's default, Glorot's."""
-    if layer.stddev is None:
-        return keras.initializers.GlorotUniform()
-    return keras.initializers.TruncatedNormal(stddev=layer.stddev)
 
 
 def normalize(x, name: str, config: ConvConfig):
@@ -73,12 +51,9 @@ def normalize(x, name: str, config: ConvConfig):
 
 
 def convolution(x, layer: Convolution, config: ConvConfig, linear: bool = False):
-    """A convolution with its normalisation and activation, or with its bias alone.
+    """A convolution with its normalisation and activation (unless `linear`), or only with its bias.
 
     Shapes (NHWC): B, H, W, layer.inputs to B, ceil(H/stride), ceil(W/stride), layer.outputs.
-
-    Args:
-        linear: leave out the activation.
     """
     name, padding = layer.name.replace("/", "-"), "same"
     if config.explicit_padding and layer.kernel > 1:
@@ -86,23 +61,17 @@ def convolution(x, layer: Convolution, config: ConvConfig, linear: bool = False)
         x = layers.ZeroPadding2D((layer.kernel - 1) * layer.rate // 2, name=f"{name}-pad")(x)
         padding = "valid"
     options = {"strides": layer.stride, "dilation_rate": layer.rate, "padding": padding, "use_bias": layer.bias}
+    initializer = keras.initializers.GlorotUniform()  # TF-Slim's default
+    if layer.stddev is not None:
+        initializer = keras.initializers.TruncatedNormal(stddev=layer.stddev)
+    # Keras counts `l2 * sum(w ** 2)`, TF-Slim half of that.
+    regularizer = keras.regularizers.L2(config.weight_decay / 2) if config.weight_decay else None
     if layer.depthwise:
-        x = layers.DepthwiseConv2D(
-            layer.kernel,
-            depthwise_initializer=_initializer(layer),
-            depthwise_regularizer=config.regularizer() if config.decay_depthwise else None,
-            name=name,
-            **options,
-        )(x)
+        options |= {"depthwise_regularizer": regularizer if config.decay_depthwise else None}
+        x = layers.DepthwiseConv2D(layer.kernel, depthwise_initializer=initializer, name=name, **options)(x)
     else:
-        x = layers.Conv2D(
-            layer.outputs,
-            layer.kernel,
-            kernel_initializer=_initializer(layer),
-            kernel_regularizer=config.regularizer(),
-            name=name,
-            **options,
-        )(x)
+        options |= {"kernel_initializer": initializer, "kernel_regularizer": regularizer}
+        x = layers.Conv2D(layer.outputs, layer.kernel, name=name, **options)(x)
     if layer.bias:
         return x
     x = normalize(x, name, config)
@@ -115,16 +84,15 @@ def convolutions(x, sequence: tuple[Convolution, ...], config: ConvConfig):
 
 
 def pointwise(x, parts: tuple[Convolution, ...], name: str, config: ConvConfig, linear: bool = False):
-    """A 1x1 convolution, in one or in groups that each read their own part of the input (TF-Slim `split_conv`)."""
+    """A 1x1 convolution, or several of which each reads its group of the input's channels (TF-Slim `split_conv`)."""
     if len(parts) == 1:
         return convolution(x, parts[0], config, linear)
-    pieces, start = [], 0
+    groups, start = [], 0
     for part in parts:
-        stop = start + part.inputs
-        piece = ChannelSlice(start, stop, name=f"{part.name.replace('/', '-')}-slice")(x)
-        pieces.append(convolution(piece, part, config, linear))
-        start = stop
-    return layers.Concatenate(name=f"{name}-concat")(pieces)
+        group = ChannelSlice(start, start + part.inputs, name=f"{part.name.replace('/', '-')}-slice")(x)
+        groups.append(convolution(group, part, config, linear))
+        start += part.inputs
+    return layers.Concatenate(name=f"{name}-concat")(groups)
 
 
 def inverted_residual(x, block: Block, config: ConvConfig) -> Iterator[tuple]:
@@ -139,8 +107,7 @@ def inverted_residual(x, block: Block, config: ConvConfig) -> Iterator[tuple]:
         project    B, ceil(H/stride), ceil(W/stride), outputs 1x1, linear
 
     Yields:
-        Each endpoint with its tensor, the block's own last. Layers after an endpoint are built only when the next one is asked
-        for.
+        Each endpoint with its tensor; the layers after it are built only when the next endpoint is requested.
     """
     y = x
     if block.expand:
@@ -165,7 +132,7 @@ def backbone(x, plan: Plan, config: ConvConfig, final_endpoint: str | None = Non
         final_endpoint: a TF-Slim endpoint such as "layer_18" or "layer_15/expansion_output"; None for the last layer.
 
     Returns:
-        TF-Slim endpoints, each with its tensor (B, h, w, C), in network order; the last one is the output.
+        The TF-Slim endpoints with their tensors (B, h, w, C), in network order; the last one is the output.
 
     Raises:
         ValueError: the plan has no such endpoint.

@@ -1,4 +1,4 @@
-"""What the three builders share: the input of the network, and a plan that is given or made."""
+"""What the three builders share: the input of the network, and its plan."""
 
 import inspect
 
@@ -12,11 +12,9 @@ def image_input(input_shape, example, include_preprocessing: bool = False, minim
     """The images of a network, and the same in [-1, 1].
 
     Args:
-        input_shape: (H, W, C); H and W may be None.
         example: the shape that an error message offers.
-        include_preprocessing: whether the images have values from 0 to 255, which a layer scales.
         minimum: the smallest side in pixels.
-        input_tensor: a Keras tensor (B, H, W, C) in place of a new input; `input_shape` is then ignored.
+        input_tensor: a Keras tensor (B, H, W, C) in place of a new input of `input_shape`.
 
     Raises:
         ValueError: Keras is set to channels first, or an argument is out of its range.
@@ -41,14 +39,7 @@ def image_input(input_shape, example, include_preprocessing: bool = False, minim
 
 
 def plan_for(builder, make, plan, channels: int, **arguments):
-    """The plan to build: `plan` where one is given, else the one that `make` makes from the arguments.
-
-    Args:
-        builder: the public function whose arguments these are, for their defaults.
-        make: `make_plan` or its like.
-        plan: None, or what `make` once returned.
-        channels: channels of the images.
-        arguments: what `make` takes.
+    """`plan`, checked against the arguments of `builder`; for None, the plan that `make` returns for them.
 
     Raises:
         ValueError: an argument is out of its range or contradicts the plan.

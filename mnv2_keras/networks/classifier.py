@@ -82,13 +82,12 @@ def build_mobilenetv2(
         ValueError: an argument out of its range, or weights that do not fit; the message says what to do.
     """
     image, x = image_input(input_shape, (224, 224, 3), include_preprocessing, input_tensor=input_tensor)
-    classes = (
-        0 if classes is None else whole_number("classes", classes, 0, "; 0 for pooled features without a classifier")
-    )
+    note = "; 0 for pooled features without a classifier"
+    classes = 0 if classes is None else whole_number("classes", classes, 0, note)
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling is {pooling!r}: expected None, 'avg' or 'max'.")
     if pooling and include_top:
-        raise ValueError("pooling goes with include_top=False: the classifier pools by itself.")
+        raise ValueError("pooling goes with include_top=False: the classifier always pools by the mean.")
     plan = plan_for(
         build_mobilenetv2,
         make_plan,
@@ -135,12 +134,8 @@ def classification(x, classes: int, config: ConvConfig, dropout_rate: float = 0.
 
     Args:
         x: features, (B, h, w, C).
-        classes: number of classes; 0 stops at the pooled features.
-        dropout_rate: share of the pooled features dropped in training (TF-Slim keeps 0.8).
-        activation: of the output; None for logits.
-
-    Returns:
-        (B, classes), or the pooled features (B, 1, 1, C) when `classes` is 0.
+        classes: number of classes; 0 gives the pooled features, (B, 1, 1, C).
+        dropout_rate, activation: as in `build_mobilenetv2`.
     """
     x = layers.GlobalAveragePooling2D(keepdims=True, name="global_pool")(x)
     if not classes:
@@ -153,7 +148,7 @@ def classification(x, classes: int, config: ConvConfig, dropout_rate: float = 0.
 
 
 def _check_size(image, stride: int) -> None:
-    """A side shorter than the network's stride would be all padding by the end."""
+    """A side shorter than the network's stride would be only padding at the end."""
     height, width = image.shape[1:3]
     if min(height or stride, width or stride) < stride:
         raise ValueError(

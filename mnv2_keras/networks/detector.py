@@ -82,16 +82,13 @@ def build_ssdlite_mobilenetv2(
 
 
 def predictions(maps: list, plan: DetectorPlan, config: ConvConfig) -> dict:
-    """For each anchor of each map: where its box is, and what is in it.
+    """Box codes and class logits of each anchor, from feature maps (B, h, w, C), the finest first.
 
     Source: Object Detection API `convolutional_box_predictor.ConvolutionalBoxPredictor`, weights not shared between maps.
 
-    Args:
-        maps: feature maps (B, h, w, C), the finest first.
-
     Returns:
         `box_encodings` (B, A, 4) as ty, tx, th, tw and `class_predictions_with_background` (B, A, classes + 1), logits with the
-        background first; both float32. Anchors run by map, row, column, and shape of box.
+        background first; both float32. Order of the anchors: map, row, column, shape of box.
     """
     outputs = {"box_encodings": [], "class_predictions_with_background": []}
     for x, predictor in zip(maps, plan.predictors, strict=True):

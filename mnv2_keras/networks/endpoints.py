@@ -3,7 +3,6 @@
 All of it is read from the layers' names, so it works on a model that comes from a file just as on a fresh one.
 """
 
-import math
 import re
 from collections.abc import Callable
 from types import MappingProxyType
@@ -14,52 +13,34 @@ import numpy as np
 from mnv2_keras.architecture import Endpoint
 
 _BLOCK = re.compile(r"expanded_conv(?:_(\d+))?-(.+)")
-#: What follows `layer_N/` for the layer with this ending in an inverted residual.
-_ENDPOINTS = {
-    "expand-activation": "expansion_output",
-    "expand-concat": "expansion_output",
-    "depthwise-activation": "depthwise_output",
-}
-_PART = re.compile(r"(expand_part_\d+)-activation|(project_part_\d+)-(?:BatchNorm|GroupNorm)")
-_LINEAR = re.compile(r"project-(?:BatchNorm|GroupNorm|concat)")
+#: The layer of an inverted residual, after `expanded_conv_N-`, and what it is the output of, after `layer_N`.
+_BLOCK_ENDPOINTS = (
+    (re.compile(r"expand-(?:activation|concat)"), ("/expansion_output",)),
+    (re.compile(r"depthwise-activation"), ("/depthwise_output",)),
+    (re.compile(r"(expand_part_\d+)-activation"), (r"/\1_output",)),
+    (re.compile(r"(project_part_\d+)-(?:BatchNorm|GroupNorm)"), (r"/\1_output",)),
+    (re.compile(r"project-(?:BatchNorm|GroupNorm|concat)|add"), ("/output", "")),
+)
 _HEADS = ("global_pool", "Logits", "Predictions")
 
 
-def _number(scope: str) -> int:
-    """The N of `layer_N` for an `expanded_conv[_i]`."""
-    match = _BLOCK.match(scope)
-    return int(match[1] or 0) + 2
-
-
-def _tensor(layer):
-    """The layer's output in its own model, also when the model was called again inside another."""
-    return layer._inbound_nodes[0].output_tensors[0]
-
-
 def _block_layers(model) -> dict[str, list]:
-    """`layer_N` to its layers, then `Logits`; layers of other heads stand under their own scope."""
+    """`layer_N` to its layers, then `Logits`; layers of other heads are listed under their scope."""
     names = [layer.name for layer in model.layers]
-    numbers = [_number(name) for name in names if _BLOCK.match(name)]
     if "Conv-activation" not in names:
         raise ValueError(
-            f"model {model.name!r} has no MobileNetV2 layers of its own (no layer 'Conv-activation'): expected a model built by "
-            "mnv2_keras or loaded from its file. If it is nested in yours, pass model.get_layer('MobilenetV2')."
+            f"model {model.name!r} has no MobileNetV2 layers (no layer 'Conv-activation'): expected a model built by mnv2_keras or "
+            "loaded from its file. If it is nested in yours, pass model.get_layer('MobilenetV2')."
         )
-    last = max(numbers, default=1) + 1
+    numbers = {name: int(match[1] or 0) + 2 for name in names if (match := _BLOCK.match(name))}
+    scopes = dict.fromkeys(_HEADS, "Logits")
+    scopes |= {"Conv": "layer_1", "Conv_1": f"layer_{max(numbers.values(), default=1) + 1}"}
     groups: dict[str, list] = {}
     for layer in model.layers:
         scope = layer.name.split("-")[0]
-        if _BLOCK.match(layer.name):
-            key = f"layer_{_number(layer.name)}"
-        elif scope in ("Conv", "Conv_1"):
-            key = "layer_1" if scope == "Conv" else f"layer_{last}"
-        elif scope in _HEADS:
-            key = "Logits"
-        elif layer.weights or scope in groups:
-            key = scope
-        else:
-            continue  # input, rescaling, cutting
-        groups.setdefault(key, []).append(layer)
+        key = f"layer_{numbers[layer.name]}" if layer.name in numbers else scopes.get(scope, scope)
+        if layer.name in numbers or scope in scopes or layer.weights or scope in groups:
+            groups.setdefault(key, []).append(layer)
     return groups
 
 
@@ -88,23 +69,22 @@ def endpoints(model: keras.Model) -> MappingProxyType:
     Raises:
         ValueError: the model holds no MobileNetV2.
     """
-    tensors = {}
-    for key, group in _block_layers(model).items():
-        for layer in group:
-            for name in _endpoint_names(key, layer):
-                tensors[name] = _tensor(layer)
-    return MappingProxyType(tensors)
+    return MappingProxyType(
+        {
+            # The output in the model itself, also where the model was called again inside another one.
+            name: layer._inbound_nodes[0].output_tensors[0]
+            for key, group in _block_layers(model).items()
+            for layer in group
+            for name in _endpoint_names(key, layer)
+        }
+    )
 
 
 def _endpoint_names(key: str, layer) -> list[str]:
     """The endpoints that a layer of the block `key` is the output of."""
-    if match := _BLOCK.match(layer.name):
-        ending = match[2]
-        if ending in _ENDPOINTS:
-            return [f"{key}/{_ENDPOINTS[ending]}"]
-        if part := _PART.fullmatch(ending):
-            return [f"{key}/{part[1] or part[2]}_output"]
-        return [f"{key}/output", key] if _LINEAR.fullmatch(ending) or ending == "add" else []
+    if block := _BLOCK.match(layer.name):
+        matches = ((pattern.fullmatch(block[2]), endings) for pattern, endings in _BLOCK_ENDPOINTS)
+        return [key + match.expand(ending) for match, endings in matches if match for ending in endings]
     if layer.name in ("Conv-activation", "Conv_1-activation"):
         return [key]
     if layer.name in _HEADS:
@@ -116,22 +96,10 @@ def _endpoint_names(key: str, layer) -> list[str]:
     return []
 
 
-def _chosen(model, names) -> dict:
-    tensors = endpoints(model)
-    if isinstance(names, str):
-        names = [names]
-    unknown = [name for name in names if name not in tensors]
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]!r} is no endpoint of model {model.name!r}: expected one of {', '.join(tensors)}."
-        )
-    return {name: tensors[name] for name in names}
-
-
 def endpoint_function(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from a batch to every endpoint of a model, in network order, and its outputs; it can be called repeatedly.
+    """A function from a batch to the values of every endpoint of a model, in network order, and of its outputs.
 
-    The outputs have their own names, a single one is `net`. TF-Slim's `net` is the logits, whatever is made of them afterwards.
+    A single output is called `net`. As in TF-Slim, `net` is the logits where the model has any.
     """
     outputs = model.output if isinstance(model.output, dict) else {"net": model.output}
     tensors = {**endpoints(model), **outputs}
@@ -165,26 +133,31 @@ def feature_extractor(model: keras.Model, names) -> keras.Model:
     Raises:
         ValueError: an endpoint the model does not have; the message lists those it has.
     """
-    return keras.Model(model.input, _chosen(model, names), name=f"{model.name}-features")
+    tensors, names = endpoints(model), [names] if isinstance(names, str) else names
+    for name in names:
+        if name not in tensors:
+            raise ValueError(
+                f"{name!r} is not an endpoint of model {model.name!r}: expected one of {', '.join(tensors)}."
+            )
+    return keras.Model(model.input, {name: tensors[name] for name in names}, name=f"{model.name}-features")
 
 
 def feature_info(model: keras.Model) -> dict[str, Endpoint]:
     """Channels and stride of every endpoint, in network order: `{"layer_1": Endpoint(channels=32, stride=2), ...}`."""
-    stride_of = {}
+    strides = {}
 
     def stride(tensor) -> int:
         layer, _, _ = tensor._keras_history
-        if id(tensor) not in stride_of:
+        if id(tensor) not in strides:
             step = layer.strides[0] if hasattr(layer, "kernel_size") else 1
-            before = [stride(t) for node in layer._inbound_nodes[:1] for t in node.input_tensors]
+            inputs = layer._inbound_nodes[0].input_tensors if layer._inbound_nodes else ()
             # Of several inputs the last: a map that was resized like another has the other's stride.
-            stride_of[id(tensor)] = before[-1] * step if before else 1
-        return stride_of[id(tensor)]
+            strides[id(tensor)] = [1, *map(stride, inputs)][-1] * step
+        return strides[id(tensor)]
 
-    # A map of one step (pooled, or flattened) no longer has a stride.
-    pooled = {"global_pool", "Logits", "Predictions", "image_pooling"}
+    pooled = (*_HEADS, "image_pooling")  # a map of one step no longer has a stride
     return {
-        name: Endpoint(int(tensor.shape[-1]), 0 if name in pooled else math.trunc(stride(tensor)))
+        name: Endpoint(int(tensor.shape[-1]), 0 if name in pooled else stride(tensor))
         for name, tensor in endpoints(model).items()
     }
 
@@ -195,14 +168,10 @@ def takes_pixels(model: keras.Model) -> bool:
 
 
 def check_input(model: keras.Model, name: str | None = None) -> None:
-    """Refuse a model that takes 0 to 255 where images come in [-1, 1].
-
-    Args:
-        model: any.
-        name: what to call it; its own name otherwise.
+    """Refuse a model that takes 0 to 255 where images are in [-1, 1]; the message calls it `name`, or by its name.
 
     Raises:
-        ValueError: it scales them itself.
+        ValueError: the model was built with include_preprocessing=True.
     """
     if takes_pixels(model):
         raise ValueError(
@@ -212,15 +181,15 @@ def check_input(model: keras.Model, name: str | None = None) -> None:
 
 
 def freeze(model: keras.Model, until: str | None = None, batch_norm: bool = True) -> keras.Model:
-    """Stop training from the input up to and including a block; what comes after it trains.
+    """Stop training from the input up to and including a block; the layers after it are trained.
 
-    A frozen batch norm (`trainable = False`) uses its moving statistics and leaves them alone, also inside `fit`, where
+    A frozen batch norm (`trainable = False`) uses its moving statistics and does not change them, also inside `fit`, where
     calling the base with `training=False` is not enough in Keras 3. Compile after freezing.
 
     Args:
         model: a model of this package.
-        until: the last frozen block, such as "layer_15" (see `blocks`); None freezes every block, the head apart.
-        batch_norm: whether the batch norms after `until` are frozen too, so that no moving statistic of the model moves.
+        until: the last frozen block, such as "layer_15" (see `blocks`); None freezes every block, but not the head.
+        batch_norm: whether the batch norms after `until` are frozen too, so that no moving statistic of the model changes.
 
     Returns:
         The model itself.
@@ -230,13 +199,12 @@ def freeze(model: keras.Model, until: str | None = None, batch_norm: bool = True
     """
     groups = _block_layers(model)
     names = [name for name in groups if name.startswith("layer_") and name[6:].isdigit()]
-    if until is None:
-        until = names[-1]
+    until = names[-1] if until is None else until
     if until not in names:
         raise ValueError(f"until is {until!r}: expected a block of model {model.name!r}, one of {', '.join(names)}.")
     frozen = set(names[: names.index(until) + 1])
     for name, group in groups.items():
         for layer in group:
-            still = batch_norm and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = not (name in frozen or still)
+            frozen_norm = batch_norm and isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = not (name in frozen or frozen_norm)
     return model

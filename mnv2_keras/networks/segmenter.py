@@ -35,7 +35,7 @@ def build_deeplabv3_mobilenetv2(
     plan: SegmenterPlan | None = None,
     name: str = "DeepLabV3",
 ) -> keras.Model:
-    """Build DeepLabv3 on MobileNetV2; by default the paper's mobile one, without atrous pyramid or decoder.
+    """Build DeepLabv3 on MobileNetV2; by default the paper's mobile one, without atrous branches or decoder.
 
     Source: arXiv:1801.04381, section 6.3; DeepLab's `model.py` and `core/feature_extractor.py` with `mobilenet_v2`.
 
@@ -86,7 +86,7 @@ def build_deeplabv3_mobilenetv2(
     config = ConvConfig(momentum=MOMENTUM, epsilon=EPSILON, weight_decay=weight_decay, activation="relu")
     x = endpoints[plan.features]
     if plan.aspp:
-        x = pooled_pyramid(x, plan.aspp, config)
+        x = atrous_spatial_pyramid_pooling(x, plan.aspp, config)
         x = layers.Dropout(dropout_rate, name="concat_projection-dropout")(x)
     if plan.decoder:
         x = refined(x, endpoints[plan.decoder.endpoint], plan.decoder, config)
@@ -99,12 +99,10 @@ def build_deeplabv3_mobilenetv2(
     return model
 
 
-def pooled_pyramid(x, plan: Aspp, config: ConvConfig):
-    """Atrous spatial pyramid pooling: the mean over the image and filters at several dilations, side by side, projected.
+def atrous_spatial_pyramid_pooling(x, plan: Aspp, config: ConvConfig):
+    """The mean over the image and filters at several dilations, concatenated and projected: (B, h, w, C) to (B, h, w, 256).
 
     Source: DeepLab `model.extract_features`.
-
-    Shapes (NHWC): x, the backbone's last map, (B, h, w, C) to (B, h, w, 256).
     """
     # The published window is the whole map at every size (`scale_dimension` rounds as SAME strides do).
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="image_pooling-mean")(x)
@@ -115,11 +113,9 @@ def pooled_pyramid(x, plan: Aspp, config: ConvConfig):
 
 
 def refined(x, early, plan: Decoder, config: ConvConfig):
-    """The decoder: upsample, put the early features beside, filter twice.
+    """The decoder: upsample x (B, h, w, 256), append the early features (B, H, W, C), filter twice: (B, H, W, 256).
 
     Source: DeepLab `model.refine_by_decoder` with `decoder_output_stride` [4].
-
-    Shapes (NHWC): x (B, h, w, 256), early (B, H, W, C) to (B, H, W, 256).
     """
     early = convolution(early, plan.skip, config)
     x = ResizeLike(name="decoder-resize")([x, early])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import mnv2, run
@@ -11,59 +12,30 @@ from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cli import main
 
 COMMANDS = tuple(main.COMMANDS)
+PROGRAMS = Path(__file__).parents[1] / "programs"
+
+
+def run_program(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, PROGRAMS / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_help_and_list_import_no_tensorflow():
-    code = """
-import sys
-from mnv2_keras.cli import main
-for arguments in (["--help"], ["list", "--json"], ["summary", "--json"]):
-    try:
-        main.command_line()(arguments)
-    except SystemExit as done:
-        assert not done.code, arguments
-heavy = {"tensorflow", "keras", "tensorflow_datasets", "matplotlib"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_program("commands_without_tensorflow.py")
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
 
 
 def test_predict_imports_no_tensorflow():
-    code = """
-import json, sys
-from mnv2_keras.cli import main
-sys.argv[1:1] = ["predict", "--weights", "digits", "--json"]
-try:
-    main.main()
-except SystemExit as done:
-    assert not done.code
-heavy = {"tensorflow", "keras", "matplotlib", "pooch"} & set(sys.modules)
-assert not heavy, heavy
-"""
     name = min(json.loads(bundled_file("digits.json").read_text())["samples"])
-    photo, digit = bundled_file(name), name.split("_")[1]
-    done = subprocess.run([sys.executable, "-c", code, str(photo)], capture_output=True, text=True, check=False)
+    done = run_program("mnv2_without_tensorflow.py", "predict", "--weights", "digits", "--json", bundled_file(name))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)[0]["predictions"][0]["index"] == int(digit)
+    assert json.loads(done.stdout)[0]["predictions"][0]["index"] == int(name.split("_")[1])
 
 
 def test_a_terminated_command_cleans_up(tmp_path):
-    """`kill` while a file is being written: neither the file nor its draft is left."""
-    code = """
-import sys, time
-from mnv2_keras.atomic import replacing
-from mnv2_keras.cli import main
-def command():
-    with replacing(sys.argv[1]) as file:
-        file.write(b"half")
-        print("writing", flush=True)
-        time.sleep(60)
-main.command_line = lambda names: command
-main.main()
-"""
-    command = [sys.executable, "-c", code, str(tmp_path / "r.csv")]
+    """`kill` during the writing of a file: neither the file nor its temporary file is left."""
+    command = [sys.executable, PROGRAMS / "write_slowly.py", tmp_path / "r.csv"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as done:
         assert done.stdout.readline() == b"writing\n"
         assert list(tmp_path.iterdir())
@@ -105,6 +77,8 @@ def test_summary(monkeypatch):
 
 
 def test_verify(testdata, capsys, monkeypatch, tmp_path):
+    from mnv2_keras import conversion
+
     archive = testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"
     code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "-o", tmp_path / "receipt.json")
     assert code == 0
@@ -112,9 +86,15 @@ def test_verify(testdata, capsys, monkeypatch, tmp_path):
     assert "262 of 262 variables equal the frozen graph's constants bit for bit" in out
     assert json.loads((tmp_path / "receipt.json").read_text())["passed"]
 
+    receipts = []
+    verify = conversion.verify_checkpoint
+    monkeypatch.setattr(
+        conversion, "verify_checkpoint", lambda *a, **o: receipts.append(verify(*a, **o)) or receipts[0]
+    )
     code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "--raw", "--json")
     assert code == 1
     assert json.loads(out)["passed"] is False
+    monkeypatch.setattr(conversion, "verify_checkpoint", lambda *_, **__: receipts[0])
     code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "--raw")
     assert code == 1
     assert "failed: 158 of 262 variables" in out
@@ -128,17 +108,8 @@ def test_convert_and_back(testdata, capsys, monkeypatch, tmp_path):
     code, out, _ = mnv2(capsys, monkeypatch, "convert", tmp_path / "a.keras", "-o", tmp_path / "b.ckpt", "--json")
     assert code == 0
     assert json.loads(out)["transfer"] is None
-    code, out, _ = mnv2(
-        capsys,
-        monkeypatch,
-        "convert",
-        tmp_path / "b.ckpt",
-        "-o",
-        tmp_path / "c.keras",
-        "--resolution",
-        "48x64",
-        "--json",
-    )
+    options = ("--resolution", "48x64", "--json")
+    code, out, _ = mnv2(capsys, monkeypatch, "convert", tmp_path / "b.ckpt", "-o", tmp_path / "c.keras", *options)
     assert code == 0
     assert len(json.loads(out)["transfer"]["taken"]) == 262
 

@@ -191,7 +191,9 @@ def test_features(tmp_path):
     assert info["layer_19"] == (1280, 32)
     assert list(info) == list(endpoints(model))
     assert feature_info(small(input_shape=(None, None, 3), output_stride=8))["layer_19"].stride == 8
-    with pytest.raises(ValueError, match="'layer_99' is no endpoint of model 'MobilenetV2': expected one of layer_1,"):
+    with pytest.raises(
+        ValueError, match="'layer_99' is not an endpoint of model 'MobilenetV2': expected one of layer_1,"
+    ):
         feature_extractor(model, ["layer_99"])
     assert list(feature_extractor(model, "layer_1").output) == ["layer_1"]
 

@@ -1,8 +1,14 @@
-"""`mnv2` with the arguments given; fails if TensorFlow or Keras was imported, and names it."""
+"""`mnv2` with the arguments of this program; fails if a library was imported that the command does not need, and names it."""
 
 import sys
 
-from mnv2_keras.cli.main import command_line
+from mnv2_keras.cli.main import main
 
-command_line()(sys.argv[1:], standalone_mode=False)
-sys.exit(", ".join({"tensorflow", "keras"} & set(sys.modules)) or 0)
+try:
+    main()
+except SystemExit as done:
+    code = done.code
+heavy = {"tensorflow", "keras", "pooch"}
+if "pycocotools" not in sys.modules:  # which imports matplotlib
+    heavy.add("matplotlib")
+sys.exit(", ".join(heavy & set(sys.modules)) or code)
