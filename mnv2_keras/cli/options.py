@@ -1,63 +1,17 @@
 """Options that several commands have, and how their values are read."""
 
-import copy
 import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import print_warnings
-
 #: `--json`, on every command that reads.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def renamed_options(**renamed: str) -> Callable:
-    """A decorator for a command whose options have new names: the old ones still work, and warn on stderr.
-
-    `--help` does not show the old ones.
-
-    Args:
-        renamed: old parameter to new parameter. `renamed_options(picture="plot")` accepts `--picture` for `--plot`. The new
-            parameter must have a default value.
-
-    Raises:
-        ValueError: (from the command) an option is given under both names.
-    """
-
-    def decorate(command: Callable) -> Callable:
-        signature = inspect.signature(command)
-        old_parameters = [_hidden_option(signature.parameters[new], old) for old, new in renamed.items()]
-
-        def long_name(new: str) -> str:
-            option = get_args(signature.parameters[new].annotation)[1]
-            names = [name for name in (option.default, *(option.param_decls or ())) if isinstance(name, str)]
-            return next((name for name in names if name.startswith("--")), _flag(new)).split("/")[0]
-
-        @functools.wraps(command)
-        def wrapper(**values):
-            for old, new in renamed.items():
-                value = values.pop(old)
-                if value is None or value == []:
-                    continue
-                names = _flag(old), long_name(new)
-                if values[new] != signature.parameters[new].default:
-                    raise ValueError(f"{names[0]} is the old name of {names[1]}: give only {names[1]}.")
-                print_warnings([f"{names[0]} is called {names[1]} now; the old name goes away in the next release."])
-                values[new] = value
-            return command(**values)
-
-        parameters = [*signature.parameters.values(), *old_parameters]
-        wrapper.__signature__ = signature.replace(parameters=parameters)
-        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return wrapper
-
-    return decorate
 
 
 def grouped_options(command: Callable) -> Callable:
@@ -87,22 +41,6 @@ def grouped_options(command: Callable) -> Callable:
 
 def _keyword(name: str, annotation, default) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _flag(parameter: str) -> str:
-    return f"--{parameter.replace('_', '-')}"
-
-
-def _hidden_option(parameter: inspect.Parameter, name: str) -> inspect.Parameter:
-    """An option with another name, hidden from `--help`; its value is None when it is not given."""
-    kind, option = get_args(parameter.annotation)
-    if not isinstance(option, type(typer.Option())):
-        raise TypeError(f"{parameter.name} is not an option: expected Annotated[..., typer.Option(...)].")
-    option = copy.copy(option)
-    option.default, option.param_decls, option.hidden = _flag(name), None, True
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
