@@ -8,11 +8,8 @@ import threading
 from pathlib import Path
 
 
-def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run a module of this package on a folder that holds its job, without GPUs; what it says is captured as text.
-
-    The module calls `follow_parent` first.
-    """
+def job_command(module: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that run a module of this package in a subprocess, without GPUs."""
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
@@ -20,7 +17,15 @@ def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
     }
     package = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", module, str(folder)]
+    return [sys.executable, "-m", module, *map(str, arguments)], environment
+
+
+def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a module of this package on a folder that holds its job, without GPUs; what it says is captured as text.
+
+    The module calls `follow_parent` first.
+    """
+    command, environment = job_command(module, folder)
     # The child's standard input ends when this process does, however it ends. (A parent's id would not tell: in a Windows venv
     # the child's parent is a launcher.)
     reading, writing = os.pipe()

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-#: Operators that reach outside the graph; no network needs them.
-_FORBIDDEN = {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "Save", "SaveV2"}
-_FORBIDDEN |= {"Restore", "RestoreV2", "MergeV2Checkpoints", "LoadLibrary"}
+from mnv2_keras.convert.graph_job import run_graph
+from mnv2_keras.convert.graph_operators import check_operators
+
+#: Bytes of a frozen graph; the largest official one has 25 MB.
+MAX_GRAPH = 512 * 2**20
 
 #: Nodes that hold an endpoint of a block, tried in this order (graph transforms drop the identities).
 _BLOCK_NODES = {
@@ -22,13 +24,13 @@ _HEAD_NODES = {
 
 
 class FrozenGraph:
-    """A `.pb` file, parsed but not yet run.
+    """A `.pb` file of a network, parsed and checked; it runs in a process of its own (`graph_job`).
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: it is not a graph, or has operations that touch files or run Python.
+        ValueError: it is not a graph, or holds something else than a network (`graph_operators.check_operators`).
     """
 
     def __init__(self, path: Path):
@@ -38,17 +40,15 @@ class FrozenGraph:
         self.path = path
         self.definition = tf.compat.v1.GraphDef()
         try:
+            if path.stat().st_size > MAX_GRAPH:
+                raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes: expected at most {MAX_GRAPH:,}.")
             self.definition.ParseFromString(path.read_bytes())
         except DecodeError as error:
             raise ValueError(
                 f"{path.name} is not a frozen TensorFlow graph: expected a serialised GraphDef."
             ) from error
+        check_operators(self.definition, path.name)
         self.nodes = {node.name: node for node in self.definition.node}
-        forbidden = {node.op for node in self.definition.node} & _FORBIDDEN
-        if forbidden:
-            raise ValueError(
-                f"{path.name} holds ops that no network needs ({', '.join(sorted(forbidden))}). Do not use this file."
-            )
 
     @property
     def placeholder(self) -> str:
@@ -77,20 +77,8 @@ class FrozenGraph:
         }
 
     def run(self, feed: dict[str, np.ndarray], nodes: dict[str, str]) -> dict[str, np.ndarray]:
-        """Values of nodes: `{key: node name}` to `{key: array}`."""
-        import tensorflow as tf
-
-        with tf.Graph().as_default() as graph:
-            tf.import_graph_def(self.definition, name="")
-            with tf.compat.v1.Session(graph=graph) as session:
-                tensors = {key: _tensor_name(node) for key, node in nodes.items()}
-                try:
-                    return session.run(tensors, {_tensor_name(node): value for node, value in feed.items()})
-                except tf.errors.OpError as error:
-                    raise ValueError(
-                        f"{self.path.name} cannot be run ({error.message.splitlines()[0][:200]}): it is damaged, or takes other "
-                        "images than these."
-                    ) from error
+        """Values of nodes: `{key: node}` to `{key: array}`. Errors are those of `graph_job.run_graph`."""
+        return run_graph(self.path, feed, nodes)
 
     def endpoint_nodes(self, endpoints, root: str) -> dict[str, str]:
         """The node of each endpoint that this graph has, in the order of the endpoints."""
@@ -116,7 +104,3 @@ class FrozenGraph:
                     nodes[name] = f"{root}/{node}"
                     break
         return nodes
-
-
-def _tensor_name(node: str) -> str:
-    return node if ":" in node else f"{node}:0"
