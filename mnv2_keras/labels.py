@@ -76,6 +76,22 @@ def published_labels(task: str, classes: int) -> tuple[str, ...] | None:
     return tuple(names.get(number, f"class {number}") for number in range(1, 91)) if classes == 90 else None
 
 
+def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
+    """The lines of a text file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not UTF-8.
+    """
+    path = Path(path).expanduser()
+    try:
+        return tuple(path.read_text("utf-8-sig").splitlines())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file of labels {path}: check the path.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+
+
 def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     """The lines of `labels.txt` in the folder of a `.keras` or `.tflite` file, as this package's trainings write it.
 
@@ -85,10 +101,7 @@ def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     if path is None or path.suffix not in (".keras", ".tflite"):
         return None
     file = path.expanduser().with_name("labels.txt")
-    try:
-        labels = tuple(file.read_text("utf-8-sig").splitlines()) if file.is_file() else ()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    labels = read_labels(file) if file.is_file() else ()
     return labels if len(labels) == classes else None
 
 

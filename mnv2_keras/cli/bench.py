@@ -46,25 +46,21 @@ def bench(
             pass
     if plot:
         check_figure(plot)
-    measured = benchmark.measure(weights, variants or None, threads or None, rounds, cold, on_message=err.print)
+    measurements = benchmark.measure(weights, variants or None, threads or None, rounds, cold, on_message=err.print)
     if output:
-        write_bytes(output, benchmark.to_csv(measured).encode())
+        write_bytes(output, benchmark.to_csv(measurements).encode())
     if plot:
-        benchmark.plot(measured, plot)
+        benchmark.plot(measurements, plot)
     if as_json:
-        print_json([asdict(measurement) for measurement in measured])
+        print_json([asdict(measurement) for measurement in measurements])
         return
     table = Table(
         "engine", "precision", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "cold start s", "memory MB"
     )
-    for row in measured:
-        table.add_row(
-            row.engine,
-            row.precision,
-            str(row.threads),
-            *(f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
-            f"{row.images_per_second:.0f}",
-            "" if row.cold_start_s is None else f"{row.cold_start_s:.2f}",
-            "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
-        )
+    for row in measurements:
+        latencies = [f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
+        start = "" if row.cold_start_s is None else f"{row.cold_start_s:.2f}"
+        memory = "" if row.memory_mb is None else f"{row.memory_mb:.0f}"
+        speed = f"{row.images_per_second:.0f}"
+        table.add_row(row.engine, row.precision, str(row.threads), *latencies, speed, start, memory)
     out.print(table)

@@ -6,7 +6,7 @@ import numpy as np
 
 from mnv2_keras.checks import one_of
 from mnv2_keras.inference.model_cache import path_of
-from mnv2_keras.inference.predictor import Settings, open_weights
+from mnv2_keras.inference.predictor import open_weights
 from mnv2_keras.labels import labels_beside
 
 ENGINES = ("keras", "litert")
@@ -20,16 +20,13 @@ class JudgedClassifier:
         engine: "keras" or "litert".
 
     Attributes:
-        name: of the weights.
-        engine: "keras" or "litert".
-        size: (height, width) of the input in pixels.
-        channels: of the input.
-        classes: number of outputs.
-        labels: in the file or in the weights' folder; None where there are none.
+        name, engine: of the weights; "keras" or "litert".
+        size, channels: of the input, (height, width) in pixels.
+        classes, labels: number of outputs; the labels in the file or in the weights' folder, or None.
     """
 
     def __init__(self, weights, engine: str):
-        opened = open_weights(weights, "classification", Settings(engine, 1 if engine == "litert" else None))
+        opened = open_weights(weights, "classification", engine, 1 if engine == "litert" else None)
         self.engine, self._opened = engine, opened
         shape, output = opened.engine.input.shape, opened.engine.outputs[0].shape
         if len(shape) != 3 or len(output) != 1:

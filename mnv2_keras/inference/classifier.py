@@ -10,7 +10,7 @@ import numpy as np
 from mnv2_keras.checks import whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import grey_photo
-from mnv2_keras.inference.predictor import OpenedWeights, Predictor, Settings, default_engine, single_images
+from mnv2_keras.inference.predictor import OpenedWeights, Predictor, single_images
 from mnv2_keras.labels import Prediction
 from mnv2_keras.preprocessing import preprocess_image
 
@@ -66,8 +66,7 @@ class Classifier(Predictor):
         labels: Sequence[str] | str | os.PathLike | None = None,
         on_message=None,
     ):
-        engine = engine or default_engine(weights)
-        super().__init__(weights, Settings(engine, threads, precision, resolution, on_message), labels)
+        super().__init__(weights, engine, threads, precision, labels, on_message, resolution)
 
     def _check_network(self, opened: OpenedWeights) -> None:
         shape, output = self._engine.input.shape, self._engine.outputs[0].shape

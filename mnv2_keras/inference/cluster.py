@@ -1,8 +1,7 @@
 """Millions of photos on many machines: Ray Data runs the same `Classifier`, and finished parts are never lost.
 
-The photos are cut into parts. An actor computes each part as a Parquet file, which this process writes at once; when all parts are
-there, they become one file. If a worker is killed, Ray gives its part to another one; if this process is killed, nothing that was
-written is lost.
+An actor computes each part of the photos as a Parquet file, which this process writes at once; when all parts are there, they
+become one file. Ray gives the part of a killed worker to another one; a killed driver loses nothing that was written.
 """
 
 import contextlib
@@ -72,12 +71,10 @@ def predict_on_cluster(
 ) -> ClusterRun:
     """Classify photos with Ray Data, on this machine or on a cluster, into one Parquet file.
 
-    The rows are those of `Classifier.stream`, in the order of the photos: the columns `inference.results.COLUMNS`, a row for
-    each of the best classes, or one with the reason for a photo that cannot be read.
-
-    Finished parts lie in `<output>.parts` until the file is written. The same call after a kill continues from them; with other
-    photos, weights or options it refuses to. Ray starts on this machine, or joins the cluster that `RAY_ADDRESS` names, whose
-    machines need this package and access to the photos.
+    The rows are `results.rows_of` of `Classifier.stream`, in the order of the photos. Finished parts lie in `<output>.parts` until
+    the file is written. The same call after a kill continues from them; with other photos, weights or options it refuses to. Ray
+    starts on this machine, or joins the cluster that `RAY_ADDRESS` names, whose machines need this package and access to the
+    photos.
 
     Args:
         images: a path or URI (`s3://bucket/folder`, `gs://`, `hdfs://`, `file://`: what pyarrow opens) of a photo or a folder,
@@ -159,15 +156,13 @@ def _find_remote(uri: str) -> list[_Photo]:
 
     files, base = _file_system(uri)
     try:
-        entries = [files.get_file_info(base)]
-        if entries[0].type == fs.FileType.Directory:
-            entries = files.get_file_info(fs.FileSelector(base, recursive=True))
-        elif entries[0].type == fs.FileType.NotFound:
-            raise FileNotFoundError(f"There is no image or folder {uri}: check the address.")
-    except FileNotFoundError:
-        raise
+        about = files.get_file_info(base)
+        is_folder = about.type == fs.FileType.Directory
+        entries = files.get_file_info(fs.FileSelector(base, recursive=True)) if is_folder else [about]
     except OSError as error:
         raise OSError(f"{uri} cannot be listed ({error}): check the address and your access to it.") from error
+    if about.type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"There is no image or folder {uri}: check the address.")
     address, _, query = uri.partition("?")
     photos = []
     for entry in entries:

@@ -13,14 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mnv2_keras.boxes import ssd_anchors
 from mnv2_keras.deprecation import warn_renamed
 from mnv2_keras.detection import postprocess_arrays, preprocess_detection_image
-from mnv2_keras.inference.predictor import (
-    OpenedWeights,
-    PhotoPredictor,
-    PhotoResult,
-    Settings,
-    default_engine,
-    source_of,
-)
+from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, PhotoResult, source_of
 
 #: Colours of the classes, in turn; black letters can be read on all of them.
 _COLOURS = ("#4dd0e1", "#ffb74d", "#aed581", "#f48fb1", "#fff176", "#b39ddb", "#ff8a65", "#90caf9")
@@ -135,8 +128,7 @@ class Detector(PhotoPredictor):
         limits = {"score_threshold": score_threshold, "max_total": max_detections}
         self._postprocess = partial(postprocess_arrays, **(limits | postprocessing))
         self._postprocess(np.zeros((1, 1, 4)), np.zeros((1, 1, 2)), np.zeros((1, 4)))  # refuses wrong arguments now
-        engine = engine or default_engine(weights)
-        super().__init__(weights, Settings(engine, threads, precision, None, on_message), labels)
+        super().__init__(weights, engine, threads, precision, labels, on_message)
         self._anchors = ssd_anchors(self.size)
 
     def _check_network(self, opened: OpenedWeights) -> None:

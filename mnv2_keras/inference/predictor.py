@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -17,118 +16,100 @@ from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import ImageSource, find_images, read_image
 from mnv2_keras.inference.engines import ENGINES, Engine, KerasEngine, LitertEngine, OpenvinoEngine
 from mnv2_keras.inference.model_cache import litert_content, model_content, path_of
-from mnv2_keras.labels import labels_beside, published_labels
+from mnv2_keras.labels import labels_beside, published_labels, read_labels
 
 ON_ERROR = ("skip", "raise")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How weights are opened; see `Predictor`.
-
-    Raises:
-        ValueError: a setting is out of its range, or goes with another engine.
-    """
-
-    engine: str = "litert"
-    threads: int | None = None
-    precision: str = "float32"
-    resolution: int | None = None
-    on_message: Callable[[str], None] | None = None
-
-    def __post_init__(self) -> None:
-        one_of("engine", self.engine, ENGINES)
-        if self.threads is not None:
-            whole_number("threads", self.threads, note=", or None for all cores")
-        if self.resolution is not None:
-            whole_number("resolution", self.resolution, note=" (pixels of a side), or None for the weights' own")
-        if self.engine == "keras" and self.threads is not None:
-            raise ValueError(
-                "engine 'keras' shares the threads of its backend: leave threads out, or use engine='litert'."
-            )
-        if self.engine == "keras" and self.precision != "float32":
-            raise ValueError(f"engine 'keras' computes in float32, not {self.precision!r}: use engine='litert'.")
-
-
 class OpenedWeights(NamedTuple):
-    """Weights, ready to run.
+    """Weights, ready to run."""
 
-    Attributes:
-        name: of the weights, for messages.
-        engine: runs the network; its outputs are those of `task_networks.task_network`, or a `.tflite` file's own.
-        content: the `.tflite` file's bytes; None with Keras.
-        labels: those in the `.tflite` file, or None.
-        missing: label files that the `.tflite` file's metadata names and the file does not hold.
-        scaling: (factor, summand) from [-1, 1] to the network's values; None where these are [-1, 1].
-    """
-
-    name: str
-    engine: Engine
-    content: bytes | None = None
-    labels: Sequence[str] | None = None
-    missing: Sequence[str] = ()
-    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    name: str  # for messages
+    engine: Engine  # its outputs are those of `task_networks.task_network`, or a `.tflite` file's own
+    content: bytes | None = None  # the `.tflite` file; None with Keras
+    labels: Sequence[str] | None = None  # those in the `.tflite` file
+    missing: Sequence[str] = ()  # label files that the metadata names and the file does not hold
+    scaling: tuple[np.ndarray, np.ndarray] | None = (
+        None  # (factor, summand) from [-1, 1] to the network's values, if others
+    )
 
 
-def open_weights(weights, task: str, settings: Settings, keras_call: Callable | None = None) -> OpenedWeights:
-    """Open whatever holds a network: an archive, folder, checkpoint, registered name, Keras file or model, or `.tflite` file.
+def open_weights(
+    weights,
+    task: str,
+    engine: str | None = None,
+    threads: int | None = None,
+    precision: str = "float32",
+    resolution: int | None = None,
+    on_message: Callable[[str], None] | None = None,
+    keras_call: Callable | None = None,
+) -> OpenedWeights:
+    """Open whatever holds a network of a task ("classification", "detection" or "segmentation").
 
     Args:
-        weights: the network.
-        task: "classification", "detection" or "segmentation".
-        settings: the engine and its options.
+        weights, engine, threads, precision, on_message: as in `Predictor`.
+        resolution: side of the network's input in pixels; None for the weights' own.
         keras_call: from the Keras model to what computes the outputs of a batch in its place, for engine "keras".
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: they hold no network of the task, or cannot be converted, read or run.
+        ValueError: they hold no network of the task, or cannot be converted, read or run; an option is out of its range.
     """
     is_path = isinstance(weights, str | os.PathLike)
     name = str(weights) if is_path else repr(getattr(weights, "name", weights))
+    engine = engine or ("litert" if is_path else "keras")
+    one_of("engine", engine, ENGINES)
+    if threads is not None:
+        whole_number("threads", threads, note=", or None for all cores")
+    if resolution is not None:
+        whole_number("resolution", resolution, note=" (pixels of a side), or None for the weights' own")
+    if engine == "keras" and threads is not None:
+        raise ValueError("engine 'keras' shares the threads of its backend: leave threads out, or use engine='litert'.")
+    if engine == "keras" and precision != "float32":
+        raise ValueError(f"engine 'keras' computes in float32, not {precision!r}: use engine='litert'.")
     if not is_path and not hasattr(weights, "layers"):
         raise ValueError(f"weights is {type(weights).__name__}: expected a path, a registered name or a Keras model.")
-    if not is_path and settings.resolution is not None:
+    if not is_path and resolution is not None:
         raise ValueError("A Keras model has its own resolution: build it with input_shape, and leave resolution out.")
-    if settings.engine == "keras":
+    if engine == "keras":
         from mnv2_keras.inference.task_networks import task_network
 
         model = weights
         if is_path:
             from mnv2_keras.conversion import open_model
 
-            size = (settings.resolution, settings.resolution) if settings.resolution else None
-            model = open_model(weights, size=size)[0]
+            model = open_model(weights, size=resolution and (resolution, resolution))[0]
         network, size = task_network(model, task, name)
         return OpenedWeights(name, KerasEngine(network, keras_call and keras_call(model), size))
     if is_path:
-        content = litert_content(weights, settings.precision, settings.resolution, settings.on_message, task)
+        content = litert_content(weights, precision, resolution, on_message, task)
     else:
-        content = model_content(weights, settings.precision, task)
-    engine = _file_engine(name, content, settings)
+        content = model_content(weights, precision, task)
+    runner = _file_engine(name, content, engine, threads)
     if not is_path or path_of(weights).suffix != ".tflite":  # a converted file takes [-1, 1] and holds no labels
-        return OpenedWeights(name, engine, content)
+        return OpenedWeights(name, runner, content)
     from mnv2_keras.tflite.metadata import labels_in_file, metadata_of
 
     metadata = metadata_of(content, name)
-    scaling = _scaling(name, metadata.normalization, engine.input)
-    return OpenedWeights(name, engine, content, labels_in_file(content), metadata.missing, scaling)
+    scaling = _scaling(name, metadata.normalization, runner.input)
+    return OpenedWeights(name, runner, content, labels_in_file(content), metadata.missing, scaling)
 
 
-def _file_engine(name: str, content: bytes, settings: Settings) -> Engine:
+def _file_engine(name: str, content: bytes, engine: str, threads: int | None) -> Engine:
     try:
-        engine = {"litert": LitertEngine, "openvino": OpenvinoEngine}[settings.engine](content, settings.threads)
+        runner = {"litert": LitertEngine, "openvino": OpenvinoEngine}[engine](content, threads)
     except (ValueError, RuntimeError) as error:
         if "OpenVINO" in str(error):
             raise
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name} is not a .tflite that LiteRT can run ({reason}): make it again.") from error
-    if engine.input.is_plain_integer:
-        engine.close()
+    if runner.input.is_plain_integer:
+        runner.close()
         raise ValueError(
-            f"{name} takes {engine.input.dtype} without a scale, which says nothing about brightness: export it with a float32 or "
+            f"{name} takes {runner.input.dtype} without a scale, which says nothing about brightness: export it with a float32 or "
             "uint8 input."
         )
-    return engine
+    return runner
 
 
 def _scaling(name: str, normalization, info) -> tuple[np.ndarray, np.ndarray] | None:
@@ -186,8 +167,8 @@ class Predictor:
     _FIRST_CLASS = 0
     _CHANNELS: Sequence[int] = (3,)
 
-    def __init__(self, weights, settings: Settings, labels, keras_call: Callable | None = None):
-        opened = open_weights(weights, self._TASK, settings, keras_call)
+    def __init__(self, weights, engine, threads, precision, labels, on_message, resolution=None, keras_call=None):
+        opened = open_weights(weights, self._TASK, engine, threads, precision, resolution, on_message, keras_call)
         self._engine, self.content, self._scaling = opened.engine, opened.content, opened.scaling
         try:
             self._check_network(opened)
@@ -202,7 +183,7 @@ class Predictor:
         except BaseException:
             self._engine.close()
             raise
-        self._workers = settings.threads or os.cpu_count() or 1
+        self._workers = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
         self._lock = Lock()
         self._closed = False
@@ -217,13 +198,7 @@ class Predictor:
                 )
             labels = opened.labels or (labels_beside(weights, self.classes) if self.classes else None)
         elif isinstance(labels, str | os.PathLike):
-            path = Path(labels).expanduser()
-            try:
-                labels = path.read_text("utf-8-sig").splitlines()
-            except FileNotFoundError:
-                raise FileNotFoundError(f"There is no file of labels {path}: check the path.") from None
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+            labels = read_labels(labels)
         if labels is None:
             numbers = range(self._FIRST_CLASS, self._FIRST_CLASS + self.classes)
             # A segmenter that gives labels alone does not tell their number: Google's are of Pascal VOC.
@@ -315,11 +290,7 @@ class Predictor:
 
 
 class PhotoResult:
-    """A result that holds the photo itself: `source`, `photo` and `error` of a dataclass."""
-
-    source: Path | None
-    photo: np.ndarray | None
-    error: Exception | None
+    """The base of dataclasses with `source`, `photo` and `error`."""
 
     def _about(self) -> dict:
         """The photo's path, and its size or its error, as JSON holds them."""
@@ -360,11 +331,6 @@ class PhotoPredictor(Predictor):
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
             raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
         return photo
-
-
-def default_engine(weights) -> str:
-    """A Keras model that is in memory already runs as it is, all else in LiteRT."""
-    return "keras" if hasattr(weights, "layers") else "litert"
 
 
 def source_of(image) -> Path | None:

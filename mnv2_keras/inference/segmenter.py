@@ -9,14 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mnv2_keras.deprecation import renamed_arguments
-from mnv2_keras.inference.predictor import (
-    OpenedWeights,
-    PhotoPredictor,
-    PhotoResult,
-    Settings,
-    default_engine,
-    source_of,
-)
+from mnv2_keras.inference.predictor import OpenedWeights, PhotoPredictor, PhotoResult, source_of
 from mnv2_keras.masks import fit_photo, pad_levels, pad_photo, voc_palette
 from mnv2_keras.preprocessing import resize_bilinear_v1
 
@@ -133,8 +126,7 @@ class Segmenter(PhotoPredictor):
             def average(model):
                 return MultiScale(model, scales, flip).outputs
 
-        engine = engine or default_engine(weights)
-        super().__init__(weights, Settings(engine, threads, precision, None, on_message), labels, average)
+        super().__init__(weights, engine, threads, precision, labels, on_message, keras_call=average)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
     (tmp_path / "photos").mkdir()
     for i, (red, green, blue) in enumerate(np.random.default_rng(0).integers(0, 256, (3, 3)).tolist()):
         Image.new("RGB", (40, 30), (red, green, blue)).save(tmp_path / "photos" / f"{i}.png")
-    build_mobilenetv2(0.1, (32, 32, 1), classes=3, min_depth=8).save(tmp_path / "grey.keras")
+    options = {"table": ((1, 8, 1, 1), (6, 8, 1, 2)), "stem_channels": 8, "last_channels": 16}
+    build_mobilenetv2(input_shape=(32, 32, 1), classes=3, **options).save(tmp_path / "grey.keras")
     options = ["--precision", "int8", "--calibrate", tmp_path / "photos", "--photos", tmp_path / "photos", "--json"]
     code, out, err = mnv2(
         capsys, monkeypatch, "export", tmp_path / "grey.keras", "-o", tmp_path / "grey.tflite", *options
