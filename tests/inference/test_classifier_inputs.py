@@ -75,10 +75,10 @@ def test_uint8_files_are_fed_as_mediapipe_feeds_them(files, tmp_path):
     for takes in ("unit", "pixels"):
         (tmp_path / "m.tflite").write_bytes(files["uint8", takes])
         options = vision.ImageClassifierOptions(BaseOptions(model_asset_path=str(tmp_path / "m.tflite")))
-        with vision.ImageClassifier.create_from_options(options) as theirs:
+        with vision.ImageClassifier.create_from_options(options) as mediapipe_classifier:
             for level in (0, 1, 77, 128, 254, 255):
                 colour = np.full((32, 32, 3), (level, 255 - level, level), np.uint8)
-                result = theirs.classify(mediapipe.Image(mediapipe.ImageFormat.SRGB, colour))
+                result = mediapipe_classifier.classify(mediapipe.Image(mediapipe.ImageFormat.SRGB, colour))
                 score = {category.index: category.score for category in result.classifications[0].categories}
                 ours = scores(files["uint8", takes], colour, tmp_path)
                 np.testing.assert_allclose(ours, [score[i] for i in range(3)], atol=1e-6)

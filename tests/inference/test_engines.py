@@ -17,8 +17,8 @@ def test_openvino_agrees(imagenet_file, testdata):
         for a, b in zip(one.predict(photos), other.predict(photos), strict=True):
             assert a[0].index == b[0].index
             assert a[0].score == pytest.approx(b[0].score, abs=0.05)
-        ours, theirs = one.embed(photos), other.embed(photos)
-        assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(ours)
+        features, others = one.embed(photos), other.embed(photos)
+        assert np.linalg.norm(features - others) < 0.05 * np.linalg.norm(features)
 
 
 def test_openvino_reads_int8_files_too():

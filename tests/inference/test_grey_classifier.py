@@ -23,10 +23,10 @@ def test_digits_by_arrays_files_and_names(classifier):
     images, labels = sample_digits()
     assert classifier.size == (28, 28)
     assert classifier.labels == tuple("0123456789")
-    found = classifier.predict(images)  # (20, 28, 28, 1)
-    assert sum(best[0].label == str(label) for best, label in zip(found, labels, strict=True)) >= 19
-    assert classifier.predict([image[..., 0] for image in images]) == found  # (28, 28)
-    assert classifier.predict(np.repeat(images, 3, axis=3)) == found  # RGB of the same brightness
+    predictions = classifier.predict(images)  # (20, 28, 28, 1)
+    assert sum(best[0].label == str(label) for best, label in zip(predictions, labels, strict=True)) >= 19
+    assert classifier.predict([image[..., 0] for image in images]) == predictions  # (28, 28)
+    assert classifier.predict(np.repeat(images, 3, axis=3)) == predictions  # RGB of the same brightness
     path = bundled_file("digit_7_1.png")
     assert classifier.predict(path) == classifier.predict(path.read_bytes()) == classifier.predict(read_image(path))
     with Image.open(path) as opened:
@@ -42,10 +42,10 @@ def test_colours_are_weighed_as_pillow_does(classifier):
 def test_floats_count_as_preprocessed(classifier):
     image = sample_digits()[0][3]
     prepared = preprocess_image(image, (28, 28))[..., :1]
-    ours, theirs = classifier.predict(prepared)[0][0], classifier.predict(image)[0][0]
-    assert ours.index == theirs.index
-    assert ours.score == pytest.approx(
-        theirs.score, abs=0.02
+    floats, photo = classifier.predict(prepared)[0][0], classifier.predict(image)[0][0]
+    assert floats.index == photo.index
+    assert floats.score == pytest.approx(
+        photo.score, abs=0.02
     )  # uint8 takes levels, [-1, 1] lies half a level beside them
     with pytest.raises(ValueError, match=r"must have shape \(28, 28, 1\)"):
         classifier.predict(np.zeros((28, 28, 3), np.float32))

@@ -114,7 +114,7 @@ def test_a_keras_model_is_converted_as_it_is_and_keeps_its_weights(tiny, tiny_fi
     before = model.get_weights()
     with Classifier(model) as classifier, Classifier(tiny_file) as other:
         assert classifier.predict(photo) == other.predict(photo)
-    for ours, theirs in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for after, earlier in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(after, earlier)
     with pytest.raises(ValueError, match="its own resolution"):
         Classifier(model, resolution=64)

@@ -55,9 +55,9 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("option", ["engine", "threads", "precision", "labels", "on_message"])
 def test_an_option_has_one_name_place_and_default(kind, option):
-    ours, theirs = (inspect.signature(each).parameters[option] for each in (kind, Detector))
-    assert ours.kind == theirs.kind
-    assert ours.default == theirs.default or option == "engine"
+    parameter, reference = (inspect.signature(predictor).parameters[option] for predictor in (kind, Detector))
+    assert parameter.kind == reference.kind
+    assert parameter.default == reference.default or option == "engine"
 
 
 @pytest.mark.parametrize(
