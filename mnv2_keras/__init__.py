@@ -21,6 +21,7 @@ _HOME = {
     "export.detection": ["export_detector"],
     "export.segmentation": ["export_segmenter"],
     "export.litert": ["export_litert"],
+    "export.options": ["Quantization"],
     "tflite": ["add_metadata", "read_metadata"],
     "export.report": ["ExportReport", "inspect_litert"],
     "export.quantization_aware": ["quantization_aware"],

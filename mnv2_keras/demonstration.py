@@ -79,6 +79,7 @@ def demonstrate() -> Iterator[Fact]:
 def _digits() -> Iterator[Fact]:
     """The trained network that comes with the package: convert, verify, classify real digits, export to int8, compare, time."""
     from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.export.options import Quantization
     from mnv2_keras.inference.engines import LitertEngine
 
     archive, about = bundled_file("digits.tgz"), json.loads(bundled_file("digits.json").read_text())
@@ -99,7 +100,8 @@ def _digits() -> Iterator[Fact]:
     yield Fact(right >= len(labels) - 1, f"classified {len(labels)} handwritten digits it never saw: {right} right")
     with tempfile.TemporaryDirectory(prefix="mnv2-demo-") as folder:
         path = Path(folder) / "digits_int8.tflite"
-        report = export_litert(model, path, "int8", labels=list("0123456789"), calibration=images)
+        labels_of_classes = list("0123456789")
+        report = export_litert(model, path, "int8", quantization=Quantization(images), labels=labels_of_classes)
         engine = LitertEngine(path.read_bytes(), threads=1)
     int8_scores = engine.run_batch(images)
     same = int((int8_scores.argmax(1) == scores.argmax(1)).sum())

@@ -122,53 +122,6 @@ def _fake_quantized(x, low, high, narrow: bool = False, axis: int | None = None)
     return keras.quantizers.fake_quant_with_min_max_vars(x, low, high, num_bits=8, narrow_range=narrow, axis=axis)
 
 
-class MovingRange:
-    """Moving averages of a tensor's lowest and highest value, as variables of the layer that computes it.
-
-    Args:
-        layer: the layer.
-        momentum: of the averages; the first batches have larger weights.
-        initial: (low, high) before any batch.
-    """
-
-    def __init__(self, layer: layers.Layer, momentum: float, initial: tuple[float, float]):
-        self.momentum = momentum
-        constant = keras.initializers.Constant
-        self.low = layer.add_weight(name="low", shape=(), initializer=constant(initial[0]), trainable=False)
-        self.high = layer.add_weight(name="high", shape=(), initializer=constant(initial[1]), trainable=False)
-        self.count = layer.add_weight(name="count", shape=(), initializer="zeros", trainable=False)
-
-    @property
-    def step(self):
-        """Size of a step, a scalar tensor."""
-        return (self.high - self.low) * (1 / (_HIGHEST - _LOWEST))  # a product, as TensorFlow's graphs divide
-
-    def limits(self):
-        """(lowest, highest) number of steps that int8 holds; zero lies between them."""
-        zero_point = ops.clip(ops.round(_LOWEST - self.low / self.step), _LOWEST, _HIGHEST)
-        return _LOWEST - zero_point, _HIGHEST - zero_point
-
-    def follow(self, x):
-        """Update the range with a tensor; return the tensor rounded to steps, as training sees it."""
-        self.count.assign(self.count + 1)
-        rate = ops.maximum(1 / self.count, 1 - self.momentum)
-        self.low.assign(self.low + rate * (ops.minimum(ops.min(ops.stop_gradient(x)), 0.0) - self.low))
-        self.high.assign(self.high + rate * (ops.maximum(ops.max(ops.stop_gradient(x)), 1e-3) - self.high))
-        lowest, highest = self.limits()
-        return _fake_quantized(x, lowest * self.step, highest * self.step)
-
-    def round(self, steps):
-        """Numbers of steps, with fractions, to the real values that int8 holds."""
-        return ops.clip(ops.round(steps), *self.limits()) * self.step
-
-    @property
-    def value(self) -> tuple[float, float]:
-        """(low, high) that the steps reach exactly."""
-        step = float(self.step)
-        lowest, highest = self.limits()
-        return float(lowest) * step, float(highest) * step
-
-
 def _steps_of(x, step):
     """Values on steps to numbers of steps: whole numbers, float32."""
     return ops.round(x / step)
@@ -188,6 +141,9 @@ class FakeQuantImage(layers.Layer):
         # The file takes a pixel p unchanged and reads it as (p - zero point) * scale. For [-1, 1] that differs from
         # p / 127.5 - 1 by half a step.
         self.params = QuantParams.covering(*value_range)
+        self.step = self.params.scale
+        #: (low, high) of the pixels as the file reads them.
+        self.value = tuple((pixel - self.params.zero_point) * self.step for pixel in (_LOWEST, _HIGHEST))
 
     def call(self, inputs):
         """(B, H, W, C) to (the same in steps, step)."""
@@ -195,27 +151,16 @@ class FakeQuantImage(layers.Layer):
         pixels = ops.clip(ops.round((inputs - low) * (255 / (high - low))), 0, 255)
         return (pixels + (_LOWEST - self.params.zero_point)) * self.step, ops.convert_to_tensor(self.step, "float32")
 
-    @property
-    def step(self) -> float:
-        """Size of a step."""
-        return self.params.scale
-
-    @property
-    def value(self) -> tuple[float, float]:
-        """(low, high) of the pixels as the file reads them."""
-        zero_point, scale = self.params.zero_point, self.params.scale
-        return (_LOWEST - zero_point) * scale, (_HIGHEST - zero_point) * scale
-
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return super().get_config() | {"value_range": self.value_range}
 
 
 class RangedLayer(layers.Layer):
-    """A layer that follows the range of its output.
+    """A layer that follows the range of its output: moving averages of its lowest and highest value.
 
     Args:
-        range_momentum: of the range.
+        range_momentum: of the averages; the first batches have larger weights.
     """
 
     def __init__(self, range_momentum: float = 0.99, **options):
@@ -226,17 +171,43 @@ class RangedLayer(layers.Layer):
 
     def build(self, input_shape):
         """Create the range's variables."""
-        self.range = MovingRange(self, self.range_momentum, (-6.0, 6.0))
+        self._create_range(-6.0, 6.0)
+
+    def _create_range(self, low: float, high: float) -> None:
+        """Create the variables of a range that is (low, high) before any batch."""
+        for name, value in (("low", low), ("high", high), ("count", 0.0)):
+            initializer = keras.initializers.Constant(value)
+            setattr(self, name, self.add_weight(name=name, shape=(), initializer=initializer, trainable=False))
 
     @property
     def step(self):
         """Size of a step of the output, a scalar tensor."""
-        return self.range.step
+        return (self.high - self.low) * (1 / (_HIGHEST - _LOWEST))  # a product, as TensorFlow's graphs divide
+
+    def limits(self):
+        """(lowest, highest) number of steps that int8 holds; zero lies between them."""
+        zero_point = ops.clip(ops.round(_LOWEST - self.low / self.step), _LOWEST, _HIGHEST)
+        return _LOWEST - zero_point, _HIGHEST - zero_point
+
+    def follow(self, x):
+        """Update the range with an output; return (the output rounded to steps, as training sees it; step)."""
+        self.count.assign(self.count + 1)
+        rate = ops.maximum(1 / self.count, 1 - self.range_momentum)
+        self.low.assign(self.low + rate * (ops.minimum(ops.min(ops.stop_gradient(x)), 0.0) - self.low))
+        self.high.assign(self.high + rate * (ops.maximum(ops.max(ops.stop_gradient(x)), 1e-3) - self.high))
+        lowest, highest = self.limits()
+        return _fake_quantized(x, lowest * self.step, highest * self.step), self.step
+
+    def round(self, steps):
+        """Numbers of steps, with fractions, to (the real values that int8 holds, step)."""
+        return ops.clip(ops.round(steps), *self.limits()) * self.step, self.step
 
     @property
     def value(self) -> tuple[float, float]:
-        """(low, high) of the output."""
-        return self.range.value
+        """(low, high) of the output that the steps reach exactly."""
+        step = float(self.step)
+        lowest, highest = self.limits()
+        return float(lowest) * step, float(highest) * step
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -255,8 +226,8 @@ class FakeQuantAdd(RangedLayer):
         """[x, its step, y, its step] to (sum, step)."""
         x, x_step, y, y_step = inputs
         if training:
-            return self.range.follow(x + y), self.range.step
-        step = self.range.step
+            return self.follow(x + y)
+        step = self.step
         ratios = ops.stack([x_step / step, y_step / step])
         # The larger ratio becomes a whole number of 21 bits: its shift is 20 minus its binary exponent, which comparisons give.
         shift = 30 - ops.sum(ops.cast(ops.max(ratios) >= _POWERS, "int32"))
@@ -264,7 +235,7 @@ class FakeQuantAdd(RangedLayer):
         factors = ops.cast(ops.round(ratios * ops.cast(unit, "float32")), "int32")
         x, y = (ops.cast(_steps_of(*term), "int32") for term in ((x, x_step), (y, y_step)))
         total = ops.right_shift(x * factors[0] + y * factors[1] + unit // 2, shift)
-        return self.range.round(ops.cast(total, "float32")), step
+        return self.round(ops.cast(total, "float32"))
 
 
 @registered("SimulatedMean")
@@ -283,11 +254,11 @@ class FakeQuantMean(RangedLayer):
         """[x, its step] to (mean, step)."""
         x, x_step = inputs
         if training:
-            return self.range.follow(ops.mean(x, axis=(1, 2), keepdims=self.keepdims)), self.range.step
+            return self.follow(ops.mean(x, axis=(1, 2), keepdims=self.keepdims))
         total = ops.sum(_steps_of(x, x_step), axis=(1, 2), keepdims=self.keepdims)
         height, width = ops.shape(x)[1:3]
-        ratio = x_step / self.range.step * (1 / ops.cast(height * width, "float32"))
-        return self.range.round(total * ratio), self.range.step
+        ratio = x_step / self.step * (1 / ops.cast(height * width, "float32"))
+        return self.round(total * ratio)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -332,7 +303,7 @@ class FakeQuantConvolution(RangedLayer):
             fixed = {"shape": (outputs,), "trainable": False}
             self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **fixed)
             self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **fixed)
-        self.range = MovingRange(self, self.range_momentum, (0.0, 6.0) if self.activation else (-6.0, 6.0))
+        self._create_range(0.0 if self.activation else -6.0, 6.0)
 
     def _convolve(self, x, kernel):
         compute = ops.conv if self.kind == "full" else ops.depthwise_conv
@@ -391,15 +362,15 @@ class FakeQuantConvolution(RangedLayer):
         """[(B, H, W, C), its step] to ((B, h, w, outputs), step)."""
         x, x_step = inputs
         if training:
-            return self.range.follow(self._trained(x)), self.range.step
+            return self.follow(self._trained(x))
         kernel, bias, steps = self._stored(x_step)
         total = ops.cast(self._convolve(_steps_of(x, x_step), kernel), "int32") + ops.cast(bias, "int32")
-        y = ops.cast(total, "float32") * (x_step * steps / self.range.step)
+        y = ops.cast(total, "float32") * (x_step * steps / self.step)
         if self.activation:
             y = ops.maximum(y, 0)
         if self.activation == "relu6":
-            y = ops.minimum(y, ops.round(6 / self.range.step))
-        return self.range.round(y), self.range.step
+            y = ops.minimum(y, ops.round(6 / self.step))
+        return self.round(y)
 
     def folded(self) -> list:
         """[kernel, bias] with the moving statistics in them, before rounding; arrays."""

@@ -1,4 +1,4 @@
-"""Work in a process of its own, so that TensorFlow's memory and crashes stay out of the user's: started, and never left behind."""
+"""Jobs in a subprocess, so that TensorFlow's memory and crashes do not affect the user's process; none outlives its parent."""
 
 import os
 import shutil
@@ -6,6 +6,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+
+#: Lines of a failed job's stderr that go into an error message.
+_LAST_LINES = 6
 
 
 def job_command(module: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
@@ -20,14 +23,14 @@ def job_command(module: str, *arguments: object) -> tuple[list[str], dict[str, s
     return [sys.executable, "-m", module, *map(str, arguments)], environment
 
 
-def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run a module of this package on a folder that holds its job, without GPUs; what it says is captured as text.
+def run_subprocess_job(module: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a module of this package on a folder that holds its job, without GPUs; its output is captured as text.
 
     The module calls `follow_parent` first.
     """
     command, environment = job_command(module, folder)
-    # The child's standard input ends when this process does, however it ends. (A parent's id would not tell: in a Windows venv
-    # the child's parent is a launcher.)
+    # The job's standard input ends when this process ends, for whatever reason. (The parent's id does not show this: in a venv on
+    # Windows, the job's parent is a launcher.)
     reading, writing = os.pipe()
     try:
         return subprocess.run(command, env=environment, stdin=reading, capture_output=True, text=True, check=False)
@@ -36,19 +39,26 @@ def run_child(module: str, folder: Path) -> subprocess.CompletedProcess:
         os.close(writing)
 
 
+def failure(done: subprocess.CompletedProcess) -> tuple[str, str]:
+    """(how a job failed, such as "was ended by signal 9"; the last lines of its stderr, joined)."""
+    code = done.returncode
+    how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    return how, " | ".join([line for line in done.stderr.splitlines() if line.strip()][-_LAST_LINES:])
+
+
 def follow_parent(arguments: list[str]) -> Path:
-    """In the child: the job's folder. When the parent is killed, this process ends and takes the folder along.
+    """In the job: its folder. When the parent is killed, this process ends too and removes the folder.
 
     Args:
-        arguments: of the command line, as `run_child` gives them.
+        arguments: of the command line, as `run_subprocess_job` gives them.
     """
     folder = Path(arguments[0])
-    held, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # on Windows whoever else looks at standard input would wait for the read below
-    os.close(nothing)
+    pipe, null = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # on Windows, any other reader of standard input would wait for the read below
+    os.close(null)
 
     def watch() -> None:
-        while os.read(held, 1):
+        while os.read(pipe, 1):
             pass
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)

@@ -117,3 +117,11 @@ def shapes_folder(tmp_path) -> Path:
         Image.fromarray(photo).save(tmp_path / "photos" / f"{i}.png")
         save_mask(mask, tmp_path / "masks" / f"{i}.png")
     return tmp_path
+
+
+@pytest.fixture
+def conversion_in_process(monkeypatch) -> None:
+    """The converter's job runs in this process, which is faster: for tests of the files, not of the isolation."""
+    from small_litert import convert_in_this_process
+
+    convert_in_this_process(monkeypatch)

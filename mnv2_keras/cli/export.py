@@ -1,4 +1,4 @@
-"""`mnv2 export`: a .tflite file for phones, and the report of what it lost."""
+"""`mnv2 export`: a .tflite file for phones, and its comparison with the Keras model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,29 +21,30 @@ def export(
         typer.Option(help="Photos for int8: a folder, a file, or tfds:NAME:SPLIT.", metavar="FOLDER_OR_TFDS"),
     ] = None,
     photos: Annotated[
-        list[Path] | None, typer.Option(help="Photos or folders to compare on; the calibration's otherwise.")
+        list[Path] | None, typer.Option(help="Photos or folders to compare on; default: the calibration's.")
     ] = None,
-    input_type: Annotated[str | None, typer.Option(help="Of int8 files: uint8, int8 or float32.")] = None,
-    output_type: Annotated[str | None, typer.Option(help="Of int8 files; the input's otherwise.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Text file with a label a line; ImageNet's otherwise.")] = None,
+    input_type: Annotated[str | None, typer.Option(help="Input type of int8 files: uint8, int8 or float32.")] = None,
+    output_type: Annotated[str | None, typer.Option(help="Output type of int8 files; default: the input type.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with one label per line; default: ImageNet's.")] = None,
     metadata: Annotated[bool, typer.Option(help="Put labels, normalisation and licence into the file.")] = True,
-    batch: Annotated[int, typer.Option(min=0, help="Images at once; 0 leaves it open.")] = 1,
+    batch: Annotated[int, typer.Option(min=0, help="Images per call; 0 leaves it open.")] = 1,
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side in pixels of the input, in place of the weights'.")
+        int | None, typer.Option(min=1, help="Side of the input in pixels; default: that of the weights.")
     ] = None,
-    layers: Annotated[bool, typer.Option(help="Print every layer's comparison with float.")] = False,
+    layers: Annotated[bool, typer.Option(help="Print the comparison of each layer with float.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the layers' comparison into this .png.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a .tflite file that Android's MediaPipe Tasks take, and say how far it is from the Keras model.
+    """Write a .tflite file for Android's MediaPipe Tasks, and print how it compares with the Keras model.
 
-    A classifier, a detector (with its post-processing) or a segmenter: each as the task that runs it asks for.
+    A classifier, a detector (with its post-processing) or a segmenter: each as its MediaPipe task expects it.
 
     Example: mnv2 export mobilenet_v2_1.0_224.tgz -o model.tflite --precision int8 --calibrate photos/
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from mnv2_keras.export.options import Quantization
     from mnv2_keras.figures import check_figure
 
     asked = "--plot" if plot else "--layers" if layers else None
@@ -54,6 +55,8 @@ def export(
         )
     if plot:
         check_figure(plot)
+    quantization = Quantization(calibrate, input_type=input_type, output_type=output_type)
+    quantization.check(precision)
     with working("converting the weights"):
         from mnv2_keras.conversion import open_model
 
@@ -63,9 +66,8 @@ def export(
         raise ValueError(
             f"{asked} is for classifiers and detectors, a segmenter is compared pixel by pixel: leave it out."
         )
-    # What is not asked for is left out: detectors and segmenters refuse some of it.
-    options = {"output_type": output_type} if output_type else {}
-    options |= {} if metadata else {"metadata": False}
+    # Options at their default are left out: detectors and segmenters refuse some of them.
+    options = {} if metadata else {"metadata": False}
     options |= {} if batch == 1 else {"batch": batch or None, "compare": batch < 2}
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
@@ -75,8 +77,7 @@ def export(
             model,
             output,
             precision,
-            input_type=input_type,
-            calibration=calibrate,
+            quantization=quantization,
             photos=None if photos is None else list(photos),
             labels=None if labels is None else labels.read_text("utf-8").splitlines(),
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
@@ -96,14 +97,12 @@ def export(
 
 
 def _exporter(model):
-    """What writes a file of the model's task."""
-    if any(layer.name == "logits-semantic" for layer in model.layers):
-        from mnv2_keras.export.segmentation import export_segmenter as exporter
-    elif isinstance(model.output, dict) and "box_encodings" in model.output:
-        from mnv2_keras.export.detection import export_detector as exporter
-    else:
-        from mnv2_keras.export.litert import export_litert as exporter
-    return exporter
+    """The function that writes a file of the model's task."""
+    import mnv2_keras
+    from mnv2_keras.tasks import task_of_model
+
+    names = {"classification": "export_litert", "detection": "export_detector", "segmentation": "export_segmenter"}
+    return getattr(mnv2_keras, names[task_of_model(model).name])
 
 
 def show_agreement(result) -> None:
@@ -118,7 +117,7 @@ def show_agreement(result) -> None:
 
 
 def show(result, layers: bool = False) -> None:
-    """The report as tables, with one of the layers if wanted."""
+    """The report as a table, and with `layers` a table of the layers."""
     table = Table(title=f"{result.path}: {result.precision}", show_header=False)
     table.add_row("size", f"{result.size:,} bytes")
     table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
@@ -144,14 +143,13 @@ def show(result, layers: bool = False) -> None:
         for layer in result.layers:
             table.add_row(layer.name, layer.kind, f"{layer.snr_db:.1f} dB")
         out.print(table)
-    for each in result.skipped:
-        err.print(f"skipped: {each}", highlight=False, soft_wrap=True)
-    for each in result.warnings:
-        err.print(f"warning: {each}", highlight=False, soft_wrap=True)
+    for kind, sentences in (("skipped", result.skipped), ("warning", result.warnings)):
+        for sentence in sentences:
+            err.print(f"{kind}: {sentence}", highlight=False, soft_wrap=True)
 
 
 def describe_end(end) -> str:
-    """An input or output of a file in one line: name, shape, type, and what its stored numbers mean."""
+    """An input or output of a file in one line: name, shape, type, and the real value of a stored one."""
     sides = " x ".join("any" if side < 0 else str(side) for side in end.shape)
     scale = "" if end.scale is None else f", real = {end.scale:.6g} * (stored - {end.zero_point})"
     return f"{end.name}: {sides}, {end.dtype}{scale}"

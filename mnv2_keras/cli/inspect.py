@@ -21,37 +21,37 @@ def inspect(
     from mnv2_keras.cli.export import describe_end
     from mnv2_keras.export.report import inspect_litert
 
-    found = inspect_litert(file)
-    if found.metadata.missing:
+    inspection = inspect_litert(file)
+    metadata, about = inspection.metadata, inspection.metadata.about
+    if metadata.missing:
         err.print(
-            f"warning: the metadata names {', '.join(found.metadata.missing)}, which the file does not hold: its end was cut off.",
+            f"warning: the metadata names {', '.join(metadata.missing)}, which the file does not hold: its end was cut off.",
             highlight=False,
             soft_wrap=True,
         )
     if as_json:
-        print_json(found.as_dict())
+        print_json(inspection.as_dict())
         return
     table = Table(title=str(file), show_header=False)
-    table.add_row("size", f"{found.size:,} bytes, {found.parameters:,} of constants")
-    for kind, ends in (("input", found.inputs), ("output", found.outputs)):
+    table.add_row("size", f"{inspection.size:,} bytes, {inspection.parameters:,} of constants")
+    for kind, ends in (("input", inspection.inputs), ("output", inspection.outputs)):
         for end in ends:
             table.add_row(kind, describe_end(end))
-    table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in found.operators.items()))
-    table.add_row("tensors", str(found.tensors))
-    arena = "open shape" if found.arena is None else f"{found.arena:,} bytes at least"
+    table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in inspection.operators.items()))
+    table.add_row("tensors", str(inspection.tensors))
+    arena = "open shape" if inspection.arena is None else f"{inspection.arena:,} bytes at least"
     table.add_row("memory between layers", arena)
-    about, labels = found.metadata.about, found.metadata.labels
     if about:
         table.add_row("name", f"{about.get('name', '')}: {about.get('description', '')}")
         table.add_row("licence", about.get("license", ""))
-    if found.metadata.normalization:
+    if metadata.normalization:
         mean, std = (
-            f"{each:g}" if isinstance(each, float) else f"({', '.join(f'{value:g}' for value in each)})"
-            for each in found.metadata.normalization
+            f"{values:g}" if isinstance(values, float) else f"({', '.join(f'{value:g}' for value in values)})"
+            for values in metadata.normalization
         )
         table.add_row("normalisation", f"(pixel - {mean}) / {std}")
-    if labels:
-        table.add_row("labels", f"{len(labels)}: {', '.join(labels[:3])}, ...")
+    if metadata.labels:
+        table.add_row("labels", f"{len(metadata.labels)}: {', '.join(metadata.labels[:3])}, ...")
     if not about:
         table.add_row("metadata", "none")
     out.print(table)

@@ -1,25 +1,26 @@
-"""Round kernels so that their outputs, rather than their weights, stay close.
+"""GPTQ: round kernels so that their outputs, rather than their weights, stay close.
 
-Weights are rounded one input after the other, and each rounding's error is made good by the weights that are still to come,
-as far as the inputs vary together: a second-order method (optimal brain quantisation, arXiv:2208.11580; in this order for all
-outputs at once, arXiv:2210.17323). What mean error is left goes into the bias (bias correction, arXiv:1906.04721).
+Weights are rounded one input after the other. The weights still to be rounded compensate each rounding error, as far as the
+inputs are correlated: a second-order method (optimal brain quantisation, arXiv:2208.11580; in one order for all outputs,
+arXiv:2210.17323). The mean error that remains is subtracted from the bias (bias correction, arXiv:1906.04721).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from mnv2_keras.export.quantization import Kernel, QuantParams, kernel_scale
+from mnv2_keras.export.quantization import Kernel, kernel_scale
 from mnv2_keras.export.statistics import Statistics
+from mnv2_keras.quant_params import QuantParams
 from mnv2_keras.tflite import TfliteFile
 
-#: Added to the inputs' own second moments, relative to their mean: few photos show only some of what inputs can do.
+#: Added to the inputs' second moments, relative to their mean: few photos do not show all inputs.
 _DAMPING = 0.01
 _BLOCK = 64
 
 
 def gptq(
-    content: bytes,
+    file: TfliteFile,
     statistics: Statistics,
     scheme: Mapping[int, QuantParams],
     damping: float = _DAMPING,
@@ -29,28 +30,26 @@ def gptq(
     """Kernels in int8 for every convolution of a float file, by the index of the kernel's tensor.
 
     Args:
-        content: the float32 .tflite file.
+        file: the float32 file.
         statistics: with the inputs of its kernels.
-        scheme: the meaning of its activations in int8.
-        damping: share of the mean second moment added to all.
-        compensate: False rounds to the nearest.
-        correct_bias: whether mean errors go into the biases.
+        scheme: quantisation of its activations, by tensor index.
+        damping: share of the mean second moment that is added to all.
+        compensate: whether errors are compensated; False rounds each weight to the nearest.
+        correct_bias: whether biases are corrected.
     """
-    file = TfliteFile(content)
     chosen = {}
-    for i, (operator, kind) in enumerate(zip(file.graph.operators, file.kinds, strict=True)):
-        source = int(operator.inputs[1]) if len(operator.inputs) > 1 else -1
+    for i, (operator, kind) in enumerate(file.operators):
+        source = operator.inputs[1] if len(operator.inputs) > 1 else -1
         if i not in statistics.inputs or len(file.consumers[source]) > 1:
             continue
         inputs = statistics.inputs[i]
-        values = file.constant(source)
-        bias = file.constant(int(operator.inputs[2])) if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
+        values, bias = file.kernel_and_bias(operator)
         axis = 0 if kind == "CONV_2D" else 3
         if kind == "CONV_2D" and values.reshape(len(values), -1).shape[1] != inputs.gram.shape[0]:
             continue  # a grouped convolution
         if kind == "DEPTHWISE_CONV_2D" and values.shape[-1] != len(inputs.gram):
             continue  # more outputs than inputs
-        scale = kernel_scale(values, axis, scheme[int(operator.inputs[0])].scale, bias)
+        scale = kernel_scale(values, axis, scheme[operator.inputs[0]].scale, bias)
         # Rows are outputs, columns what each multiplies.
         rows = values.reshape(len(values), -1) if axis == 0 else values.reshape(-1, values.shape[-1]).T
         gram, mean = inputs.gram / inputs.rows, inputs.mean / inputs.rows
@@ -59,7 +58,7 @@ def gptq(
         elif axis == 0:
             stored = _compensated(rows.astype(np.float64), gram, scale.astype(np.float64), damping)
         else:
-            stored = _compensated_each(rows.astype(np.float64), gram, scale.astype(np.float64), damping)
+            stored = _compensated_depthwise(rows.astype(np.float64), gram, scale.astype(np.float64), damping)
         if correct_bias and bias is not None:
             error = stored * scale[:, None] - rows
             bias = bias - (error @ mean if axis == 0 else np.sum(error * mean, axis=1))
@@ -77,8 +76,8 @@ def _inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
 
 
 def _compensated(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
-    """(O, K) stored numbers; all outputs see the same inputs, whose second moments are `gram` (K, K)."""
-    # The strongest inputs are rounded first, while there are most others to make their errors good.
+    """(O, K) stored numbers; all outputs have the same inputs, of second moments `gram` (K, K)."""
+    # The strongest inputs are rounded first, while the most weights are left to compensate their errors.
     order = np.argsort(-np.diagonal(gram), kind="stable")
     upper = _inverse_factor(gram[np.ix_(order, order)], damping)
     rest = rows[:, order].copy()
@@ -96,8 +95,8 @@ def _compensated(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping:
     return result
 
 
-def _compensated_each(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
-    """(C, K) stored numbers of a depthwise kernel: every channel has inputs of its own, `gram` (C, K, K)."""
+def _compensated_depthwise(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
+    """(C, K) stored numbers of a depthwise kernel: each channel has its own inputs, of second moments `gram` (C, K, K)."""
     upper = _inverse_factor(gram, damping)
     rest = rows.copy()
     stored = np.empty_like(rest)

@@ -1,8 +1,8 @@
-"""A float .tflite file to one that computes in int8: which numbers stand for which, operator by operator.
+"""A float .tflite file to one that computes in int8, operator by operator.
 
-The scheme is TensorFlow Lite's own (its 8-bit quantisation specification): `real = scale * (stored - zero_point)`, activations
-with one scale a tensor, kernels symmetric with one scale an output channel, biases int32. An operator that has no rule here
-stays in float, between a DEQUANTIZE and a QUANTIZE.
+The scheme is that of TensorFlow Lite's 8-bit quantisation specification: activations have one scale per tensor, kernels are
+symmetric with one scale per output channel, biases are int32. An operator without a rule here stays in float, between a
+DEQUANTIZE and a QUANTIZE.
 """
 
 from collections.abc import Mapping
@@ -14,53 +14,24 @@ from ai_edge_litert import schema_py_generated as schema
 from mnv2_keras.quant_params import QuantParams
 from mnv2_keras.tflite import TfliteFile
 
+#: Those that move or compare stored numbers: input and output must have one scale.
+_MOVING = "AVERAGE_POOL_2D CONCATENATION MAX_POOL_2D PAD RESHAPE RESIZE_BILINEAR SPLIT SPLIT_V SQUEEZE STRIDED_SLICE"
+SAME_SCALE = set(_MOVING.split())
 #: Operators with an int8 kernel: the first version that has it.
-_VERSIONS = {
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
-    "ADD": 2,
-    "ARG_MAX": 2,
-    "SUB": 2,
-    "MUL": 2,
-    "MEAN": 2,
-    "SOFTMAX": 2,
-    "LOGISTIC": 2,
-    "RELU": 2,
-    "RELU6": 2,
-    "RESHAPE": 1,
-    "SQUEEZE": 1,
-    "AVERAGE_POOL_2D": 2,
-    "MAX_POOL_2D": 2,
-    "CONCATENATION": 2,
-    "RESIZE_BILINEAR": 2,
-    "PAD": 2,
-    "SPLIT": 2,
-    "SPLIT_V": 2,
-    "STRIDED_SLICE": 2,
-}
-#: Those that move or compare stored numbers, so that input and output must share one scale.
-SAME_SCALE = {
-    "RESHAPE",
-    "SQUEEZE",
-    "AVERAGE_POOL_2D",
-    "MAX_POOL_2D",
-    "CONCATENATION",
-    "RESIZE_BILINEAR",
-    "PAD",
-    "SPLIT",
-    "SPLIT_V",
-    "STRIDED_SLICE",
-}
-#: Those whose output the specification gives a scale: (scale, zero point).
-FIXED = {"SOFTMAX": (1 / 256, -128), "LOGISTIC": (1 / 256, -128)}
+_VERSIONS = dict.fromkeys(
+    (*SAME_SCALE, "ADD", "ARG_MAX", "LOGISTIC", "MEAN", "MUL", "RELU", "RELU6", "SOFTMAX", "SUB"), 2
+) | {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "SQUEEZE": 1}
+#: Those whose output scale the specification fixes.
+FIXED = {"SOFTMAX": QuantParams(1 / 256, -128), "LOGISTIC": QuantParams(1 / 256, -128)}
 
 #: Operators with a kernel: the axis of its output channels.
 KERNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
+#: Version and options of the operators between float and int8.
+_CASTS = {"QUANTIZE": (1, schema.QuantizeOptionsT), "DEQUANTIZE": (2, schema.DequantizeOptionsT)}
+
 _FLOAT = np.dtype("float32")
-_SIGNED, _UNSIGNED = np.dtype("int8"), np.dtype("uint8")
-INPUT_TYPES = ("uint8", "int8", "float32")
+_SIGNED = np.dtype("int8")
 
 #: A channel this far below the largest of its tensor is dead: some published stems have such, near 1e-21.
 _DEAD = 1e-8
@@ -72,8 +43,8 @@ class Kernel:
 
     Attributes:
         stored: int8, in the file's layout.
-        scale: float32, one for each output channel (one in all for a fully connected layer).
-        bias: float32 real values to use in place of the file's; None for those.
+        scale: float32, one per output channel (a single one for a fully connected layer).
+        bias: float32 real values that replace the file's; None keeps the file's.
     """
 
     stored: np.ndarray
@@ -82,9 +53,9 @@ class Kernel:
 
 
 def kernel_scale(kernel: np.ndarray, axis: int, input_scale: float = 0.0, bias: np.ndarray | None = None) -> np.ndarray:
-    """float32 scales that bring every output channel into -127 to 127, and its bias into int32.
+    """float32 scales with which each output channel fits into -127 to 127, and its bias into int32.
 
-    A dead channel takes the median scale of the others: scales near 1e-23 would make its bias overflow.
+    A dead channel gets the median scale of the others: with a scale near 1e-23 its bias would overflow.
     """
     largest = np.max(np.abs(kernel), axis=tuple(i for i in range(kernel.ndim) if i != axis)).astype(np.float64)
     alive = largest > _DEAD * largest.max(initial=0)
@@ -95,205 +66,170 @@ def kernel_scale(kernel: np.ndarray, axis: int, input_scale: float = 0.0, bias: 
 
 
 def round_kernel(kernel: np.ndarray, axis: int, scale: np.ndarray) -> np.ndarray:
-    """To the nearest stored numbers."""
+    """A kernel to the nearest stored numbers, int8."""
     sides = [1] * kernel.ndim
     sides[axis] = -1
     return np.clip(np.rint(kernel / scale.reshape(sides)), -127, 127).astype(np.int8)
 
 
 def activation_tensors(file: TfliteFile) -> list[int]:
-    """The float tensors that are computed, the inputs included, in the order they come about."""
-    computed = [int(t) for t in file.graph.inputs]
-    computed += [int(t) for operator in file.graph.operators for t in operator.outputs]
+    """The float tensors that are computed, inputs included, in network order."""
+    computed = [*file.graph.inputs, *(t for operator in file.graph.operators for t in operator.outputs)]
     return [t for t in computed if file.dtype(t) == _FLOAT]
 
 
 def activation_scheme(file: TfliteFile, ranges: Mapping[int, tuple[float, float]]) -> dict[int, QuantParams]:
-    """The meaning of every computed tensor's numbers: what its range asks for, shared where operators need it."""
-    leader = {t: t for t in ranges}
-
-    def find(t: int) -> int:
-        while leader[t] != t:
-            t = leader[t]
-        return t
-
-    for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
-        if kind in SAME_SCALE:
-            tensors = [int(t) for t in (*operator.inputs, *operator.outputs) if int(t) in leader]
-            for t in tensors[1:]:
-                leader[find(t)] = find(tensors[0])
-    shared: dict[int, list] = {}
-    for t, span in ranges.items():
-        shared.setdefault(find(t), []).append(span)
-    scheme = {
-        t: QuantParams.covering(min(low for low, _ in shared[find(t)]), max(high for _, high in shared[find(t)]))
-        for t in ranges
-    }
-    for operator, kind in zip(file.graph.operators, file.kinds, strict=True):
-        if kind in FIXED:
-            scheme[int(operator.outputs[0])] = QuantParams(*FIXED[kind])
-    return scheme
+    """Quantisation of each computed tensor: what covers its range, shared where operators require it."""
+    groups = {t: [t] for t in ranges}  # tensors of one scale share one list
+    for operator, kind in file.operators:
+        members = [t for t in (*operator.inputs, *operator.outputs) if t in groups] if kind in SAME_SCALE else []
+        for t in members[1:]:
+            if groups[t] is not (group := groups[members[0]]):
+                group += groups[t]
+                groups |= dict.fromkeys(groups[t], group)
+    scheme = {}
+    for t, group in groups.items():
+        lows, highs = zip(*(ranges[member] for member in group), strict=True)
+        scheme[t] = QuantParams.covering(min(lows), max(highs))
+    return scheme | {operator.outputs[0]: FIXED[kind] for operator, kind in file.operators if kind in FIXED}
 
 
-class _Writer:
-    """One file on its way from float to int8."""
+class _Int8Writer:
+    """Turns one file from float to int8, in place."""
 
     def __init__(self, file: TfliteFile, scheme: Mapping[int, QuantParams], kernels: Mapping[int, Kernel]):
-        self.file = file
-        self.scheme = scheme
-        self.kernels = kernels
+        self.file, self.scheme, self.kernels = file, scheme, kernels
         self.operators = []
-        self.in_float: dict[int, int] = {}  # an int8 tensor's float twin
-        self.in_int8: dict[int, int] = {}  # a float tensor's int8 twin
+        self.float_copies: dict[int, int] = {}  # of int8 tensors
+        self.int8_copies: dict[int, int] = {}  # of float tensors
 
     def convert(self, input_type: np.dtype, output_type: np.dtype) -> None:
-        file, graph = self.file, self.file.graph
-        kinds = file.kinds
-        outputs = {int(t) for t in graph.outputs}
-        # A float output is best made in float: 1/256 is a coarse step for a probability.
-        whole = [
-            kind in _VERSIONS
-            and not (kind in FIXED and output_type == _FLOAT and outputs & {int(t) for t in operator.outputs})
-            for operator, kind in zip(graph.operators, kinds, strict=True)
+        graph = self.file.graph
+        # A float output is computed in float: 1/256 is a coarse step for a probability.
+        in_float = set(graph.outputs) if output_type == _FLOAT else set()
+        plan = [
+            (operator, kind, kind in _VERSIONS and not (kind in FIXED and in_float & set(operator.outputs)))
+            for operator, kind in self.file.operators
         ]
-        self.stored = {
-            int(t) for operator, yes in zip(graph.operators, whole, strict=True) if yes for t in operator.outputs
-        }
-        self.stored &= set(self.scheme)
-        graph.inputs = np.array([self._input(int(t), input_type) for t in graph.inputs], np.int32)
-        for operator, kind, yes in zip(list(graph.operators), kinds, whole, strict=True):
-            if yes:
-                self._whole(operator, kind)
+        self.int8_tensors = {t for operator, _, is_int8 in plan if is_int8 for t in operator.outputs} & set(self.scheme)
+        inputs = [self._input(t, input_type) for t in graph.inputs]
+        for operator, kind, is_int8 in plan:
+            if is_int8:
+                self._int8_operator(operator, kind)
             else:
-                operator.inputs = np.array([self._float(int(t)) for t in operator.inputs], np.int32)
-                self.operators.append(operator)
-        graph.outputs = np.array([self._output(int(t), output_type) for t in graph.outputs], np.int32)
-        graph.operators = self.operators
+                operator.inputs = [self._float(t) for t in operator.inputs]
+            self.operators.append(operator)
+        outputs = [self._output(t, output_type) for t in graph.outputs]
+        for signature in self.file.model.signatureDefs or []:
+            for entries, old, new in (
+                (signature.inputs, graph.inputs, inputs),
+                (signature.outputs, graph.outputs, outputs),
+            ):
+                for entry in entries:
+                    entry.tensorIndex = dict(zip(old, new, strict=True)).get(entry.tensorIndex, entry.tensorIndex)
+        graph.inputs, graph.outputs, graph.operators = inputs, outputs, self.operators
 
-    def _twin(self, tensor: int, dtype: np.dtype, affine: QuantParams | None) -> int:
-        twin = self.file.add_tensor(self.file.name(tensor), self.file.shape(tensor), dtype)
-        self.file.graph.tensors[twin].shapeSignature = self.file.graph.tensors[tensor].shapeSignature
-        if affine is not None:
-            # One step of uint8 is one of int8, counted from 0.
-            self.file.set_quantization(twin, affine.scale, affine.zero_point + (128 if dtype == _UNSIGNED else 0))
-        return twin
+    def _add_copy(self, tensor: int, dtype: np.dtype, params: QuantParams | None = None) -> int:
+        """A new tensor of the same name and shape."""
+        copy = self.file.add_tensor(self.file.name(tensor), self.file.shape(tensor), dtype)
+        self.file.graph.tensors[copy].shapeSignature = self.file.graph.tensors[tensor].shapeSignature
+        if params is not None:
+            self.file.set_quantization(copy, params)
+        return copy
 
-    def _link(self, kind: str, source: int, target: int) -> None:
-        options = {"QUANTIZE": schema.QuantizeOptionsT, "DEQUANTIZE": schema.DequantizeOptionsT}[kind]
-        self.operators.append(
-            schema.OperatorT(
-                opcodeIndex=self.file.add_operator_code(kind, 1 if kind == "QUANTIZE" else 2),
-                inputs=np.array([source], np.int32),
-                outputs=np.array([target], np.int32),
-                builtinOptionsType=getattr(schema.BuiltinOptions, options.__name__.removesuffix("T")),
-                builtinOptions=options(),
-            )
-        )
+    def _add_cast(self, kind: str, source: int, target: int) -> None:
+        version, options = _CASTS[kind]
+        self.operators.append(self.file.new_operator(kind, version, [source], [target], options()))
 
-    def _set(self, tensor: int) -> None:
+    def _make_int8(self, tensor: int) -> None:
         """Make a computed tensor an int8 one."""
-        affine = self.scheme[tensor]
         self.file.graph.tensors[tensor].type = schema.TensorType.INT8
-        self.file.set_quantization(tensor, affine.scale, affine.zero_point)
+        self.file.set_quantization(tensor, self.scheme[tensor])
 
     def _input(self, tensor: int, dtype: np.dtype) -> int:
         if dtype == _FLOAT or tensor not in self.scheme:
             return tensor
-        self.stored.add(tensor)
-        self._set(tensor)
+        self.int8_tensors.add(tensor)
+        self._make_int8(tensor)
         if dtype == _SIGNED:
             return tensor
-        outside = self._twin(tensor, dtype, self.scheme[tensor])
-        self._link("QUANTIZE", outside, tensor)
-        return outside
+        outer = self._add_copy(tensor, dtype, self.scheme[tensor].as_uint8())
+        self._add_cast("QUANTIZE", outer, tensor)
+        return outer
 
     def _output(self, tensor: int, dtype: np.dtype) -> int:
         if dtype == _FLOAT:
             return self._float(tensor)
-        if tensor not in self.scheme:
-            return tensor
-        inside = self._int8(tensor)
-        if dtype == _SIGNED:
-            return inside
-        outside = self._twin(inside, dtype, self.scheme[tensor])
-        self._link("QUANTIZE", inside, outside)
-        return outside
+        inner = self._int8(tensor)
+        if dtype == _SIGNED or tensor not in self.scheme:
+            return inner
+        outer = self._add_copy(inner, dtype, self.scheme[tensor].as_uint8())
+        self._add_cast("QUANTIZE", inner, outer)
+        return outer
 
     def _float(self, tensor: int) -> int:
         """The tensor in float, for an operator without an int8 kernel."""
-        if tensor not in self.stored:
+        if tensor not in self.int8_tensors:
             return tensor
-        if tensor not in self.in_float:
-            self.in_float[tensor] = self._twin(tensor, _FLOAT, None)
-            self._link("DEQUANTIZE", tensor, self.in_float[tensor])
-        return self.in_float[tensor]
+        if tensor not in self.float_copies:
+            self.float_copies[tensor] = self._add_copy(tensor, _FLOAT)
+            self._add_cast("DEQUANTIZE", tensor, self.float_copies[tensor])
+        return self.float_copies[tensor]
 
     def _int8(self, tensor: int) -> int:
-        """The tensor in int8, for an operator that takes it so."""
-        if tensor in self.stored or tensor not in self.scheme:
+        """The tensor in int8, for an operator with an int8 kernel."""
+        if tensor in self.int8_tensors or tensor not in self.scheme:
             return tensor
-        if tensor not in self.in_int8:
-            self.in_int8[tensor] = self._twin(tensor, _SIGNED, self.scheme[tensor])
-            self._link("QUANTIZE", tensor, self.in_int8[tensor])
-        return self.in_int8[tensor]
+        if tensor not in self.int8_copies:
+            self.int8_copies[tensor] = self._add_copy(tensor, _SIGNED, self.scheme[tensor])
+            self._add_cast("QUANTIZE", tensor, self.int8_copies[tensor])
+        return self.int8_copies[tensor]
 
-    def _whole(self, operator, kind: str) -> None:
-        file = self.file
-        inputs = [int(t) for t in operator.inputs]
-        original = inputs[0]
+    def _int8_operator(self, operator, kind: str) -> None:
         if kind in KERNEL_AXIS:
-            bias = inputs[2] if len(inputs) > 2 and inputs[2] >= 0 else None
-            inputs = [self._int8(original), inputs[1]] + ([] if bias is None else [bias])
-            self._kernel(operator, kind, inputs, original)
+            operator.inputs = [self._int8(operator.inputs[0]), *self._kernel_and_bias(operator, kind)]
         else:
-            inputs = [self._constant(t) if t >= 0 else t for t in inputs]
-            inputs = [self._int8(t) for t in inputs]
-        operator.inputs = np.array(inputs, np.int32)
+            constants = [self._constant(t) if t >= 0 else t for t in operator.inputs]
+            operator.inputs = [self._int8(t) for t in constants]
         for t in operator.outputs:
-            if int(t) in self.scheme:
-                self._set(int(t))
-        code = file.model.operatorCodes[operator.opcodeIndex]
-        operator.opcodeIndex = file.add_operator_code(kind, max(code.version, _VERSIONS[kind]))
-        self.operators.append(operator)
+            if t in self.scheme:
+                self._make_int8(t)
+        version = max(self.file.model.operatorCodes[operator.opcodeIndex].version, _VERSIONS[kind])
+        operator.opcodeIndex = self.file.add_operator_code(kind, version)
 
     def _constant(self, tensor: int) -> int:
         """A float operand that is a constant, in int8 over its own range."""
         values = self.file.stored(tensor)
         if values is None or values.dtype != _FLOAT:
             return tensor
-        affine = QuantParams.covering(values.min(), values.max())
-        twin = self._twin(tensor, _SIGNED, affine)
-        self.file.store(twin, affine.quantize(values))
-        return twin
+        params = QuantParams.covering(values.min(), values.max())
+        copy = self._add_copy(tensor, _SIGNED, params)
+        self.file.store(copy, params.quantize(values))
+        return copy
 
-    def _kernel(self, operator, kind: str, inputs: list[int], original: int) -> None:
-        """Kernel and bias; each operator gets tensors of its own, since a shared bias has one scale for each input."""
-        file = self.file
-        source = int(operator.inputs[1])
-        bias = file.constant(inputs[2]) if len(inputs) > 2 else None
-        input_scale = self.scheme[original].scale
-        chosen = self.kernels.get(source) or nearest_kernel(file, operator, kind, input_scale)
-        bias = bias if chosen.bias is None else chosen.bias
-        twin = self._twin(source, _SIGNED, None)
-        file.store(twin, chosen.stored)
-        file.set_quantization(
-            twin, chosen.scale, np.zeros(len(chosen.scale), np.int64), KERNEL_AXIS[kind] if len(chosen.scale) > 1 else 0
-        )
-        inputs[1] = twin
-        if bias is not None:
-            scale = np.float64(input_scale) * chosen.scale.astype(np.float64)
-            stored = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-            named = inputs[2] if len(inputs) > 2 else source
-            target = file.add_tensor(file.name(named), bias.shape, np.int32)
-            file.store(target, stored)
-            file.set_quantization(target, scale, np.zeros(len(scale), np.int64))
-            inputs[2:] = [target]
+    def _kernel_and_bias(self, operator, kind: str) -> list[int]:
+        """Tensors for one operator: a bias that operators share would need one scale for each input."""
+        file, (first, source, *bias_tensor) = self.file, operator.inputs
+        input_scale = self.scheme[first].scale
+        kernel = self.kernels.get(source) or nearest_kernel(file, operator, kind, input_scale)
+        bias = file.kernel_and_bias(operator)[1] if kernel.bias is None else kernel.bias
+        copy = self._add_copy(source, _SIGNED)
+        file.store(copy, kernel.stored)
+        file.set_quantization(copy, QuantParams(kernel.scale, axis=KERNEL_AXIS[kind] if len(kernel.scale) > 1 else 0))
+        if bias is None:
+            return [copy]
+        scale = np.float64(input_scale) * kernel.scale.astype(np.float64)
+        stored = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        name = file.name(bias_tensor[0] if min(bias_tensor, default=-1) >= 0 else source)
+        target = file.add_tensor(name, bias.shape, np.int32)
+        file.store(target, stored)
+        file.set_quantization(target, QuantParams(scale, dtype=np.dtype("int32"), axis=0))
+        return [copy, target]
 
 
 def nearest_kernel(file: TfliteFile, operator, kind: str, input_scale: float) -> Kernel:
     """An operator's kernel, rounded to the nearest."""
-    values = file.constant(int(operator.inputs[1]))
-    bias = file.constant(int(operator.inputs[2])) if len(operator.inputs) > 2 and operator.inputs[2] >= 0 else None
+    values, bias = file.kernel_and_bias(operator)
     if kind == "FULLY_CONNECTED":  # older Android runtimes know one scale only
         scale = kernel_scale(values.reshape(1, -1), 0, input_scale, None if bias is None else np.abs(bias).max())
         return Kernel(round_kernel(values.reshape(1, -1), 0, scale).reshape(values.shape), scale)
@@ -302,47 +238,40 @@ def nearest_kernel(file: TfliteFile, operator, kind: str, input_scale: float) ->
 
 
 def quantize_int8(
-    content: bytes,
+    file: TfliteFile,
     ranges: Mapping[int, tuple[float, float]],
     kernels: Mapping[int, Kernel] | None = None,
     input_type: str = "uint8",
     output_type: str | None = None,
-) -> bytes:
+) -> TfliteFile:
     """A float file in int8.
 
     Args:
-        content: the float32 .tflite file.
+        file: the float32 file; it is not changed.
         ranges: (low, high) of every computed float tensor, by its index in the file.
-        kernels: kernels chosen beforehand, by the index of the kernel's tensor; the others are rounded to the nearest.
+        kernels: quantised kernels, by the index of the kernel's tensor; the others are rounded to the nearest.
         input_type: "uint8", "int8" or "float32".
-        output_type: the same; None for the input's.
+        output_type: the same; None for `input_type`.
 
     Returns:
-        The int8 file. Without float ends, an operator such as SOFTMAX is int8 as well; with them it is float at the output.
+        The int8 file. With a float output, an operator such as SOFTMAX there is computed in float; otherwise in int8.
     """
-    file = TfliteFile(content)
     scheme = activation_scheme(file, ranges)
-    _Writer(file, scheme, kernels or {}).convert(np.dtype(input_type), np.dtype(output_type or input_type))
+    file = file.copy()
+    _Int8Writer(file, scheme, kernels or {}).convert(np.dtype(input_type), np.dtype(output_type or input_type))
     _drop_unused_tensors(file)
-    return file.to_bytes()
+    return file
 
 
 def _drop_unused_tensors(file: TfliteFile) -> None:
-    """Take out the float constants that int8 ones have replaced."""
+    """Remove the float constants that int8 ones have replaced."""
     graph = file.graph
-    used = {int(t) for operator in graph.operators for t in (*operator.inputs, *operator.outputs) if t >= 0}
-    used = sorted(used | {int(t) for t in (*graph.inputs, *graph.outputs)})
+    holders = [graph, *graph.operators]
+    used = sorted({t for holder in holders for t in (*holder.inputs, *holder.outputs) if t >= 0})
     place = {old: new for new, old in enumerate(used)} | {-1: -1}
     graph.tensors = [graph.tensors[t] for t in used]
-    for holder in graph.operators:
-        holder.inputs = np.array([place[int(t)] for t in holder.inputs], np.int32)
-        holder.outputs = np.array([place[int(t)] for t in holder.outputs], np.int32)
-    signatures = [side for each in file.model.signatureDefs or [] for side in (each.inputs, each.outputs)]
-    old = [[place.get(int(entry.tensorIndex)) for entry in side] for side in signatures]
-    graph.inputs = np.array([place[int(t)] for t in graph.inputs], np.int32)
-    graph.outputs = np.array([place[int(t)] for t in graph.outputs], np.int32)
-    ends = [list(graph.inputs), list(graph.outputs)] * (len(signatures) // 2)
-    for side, end, places in zip(signatures, ends, old, strict=True):
-        for i, entry in enumerate(side):
-            # An end that was replaced by one of another type stands where it stood.
-            entry.tensorIndex = int(end[i]) if places[i] is None or places[i] not in end else places[i]
+    for holder in holders:
+        holder.inputs, holder.outputs = ([place[t] for t in side] for side in (holder.inputs, holder.outputs))
+    for signature in file.model.signatureDefs or []:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = place[entry.tensorIndex]

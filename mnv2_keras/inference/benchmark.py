@@ -113,10 +113,11 @@ def prepared_file(weights, engine: str, precision: str, folder: Path, on_message
             from mnv2_keras.export.calibration import seeded_images
             from mnv2_keras.export.quantization import quantize_int8
             from mnv2_keras.export.statistics import collect
-            from mnv2_keras.inference.engines import LitertEngine
+            from mnv2_keras.tflite import TfliteFile
 
-            images = seeded_images(LitertEngine(content, 1).input.shape, (-1.0, 1.0))
-            content = quantize_int8(content, collect(content, images).ranges())
+            float_file = TfliteFile(content)
+            images = seeded_images(float_file.shape(int(float_file.graph.inputs[0]))[1:], (-1.0, 1.0))
+            content = quantize_int8(float_file, collect(float_file, images).ranges()).to_bytes()
         file.write_bytes(content)
     return str(file)
 

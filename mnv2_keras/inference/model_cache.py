@@ -21,7 +21,7 @@ from mnv2_keras.atomic import write_bytes
 from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
 from mnv2_keras.checks import one_of
-from mnv2_keras.subprocess_job import follow_parent, run_child
+from mnv2_keras.subprocess_job import follow_parent, run_subprocess_job
 
 log = logging.getLogger("mnv2_keras")
 
@@ -172,7 +172,7 @@ def _converted(weights: str | os.PathLike, precision: str, resolution: int | Non
         job, result, failure = (Path(folder, name) for name in ("job.json", "model.tflite", "failure.txt"))
         arguments = {"weights": str(weights), "precision": precision, "resolution": resolution, "task": task}
         job.write_text(json.dumps(arguments))
-        done = run_child(__name__, Path(folder))
+        done = run_subprocess_job(__name__, Path(folder))
         if failure.exists():
             raise ValueError(failure.read_text())
         if done.returncode or not result.exists():
@@ -210,26 +210,21 @@ def model_content(
     Raises:
         ValueError: the model is not of this task, or as in `task_network`; another precision.
     """
-    from mnv2_keras.export.conversion import check_operators, convert_here, convert_litert, with_signature
+    from mnv2_keras.export.conversion import convert_in_process, convert_litert
     from mnv2_keras.export.metadata import classifier_metadata, image_input
     from mnv2_keras.inference.task_networks import task_network
-    from mnv2_keras.tflite import add_metadata
 
     one_of("precision", precision, PRECISIONS, _INT8)
     network, size = task_network(model, task, name or repr(model.name))
     channels = model.input_shape[-1]
     if here:
-        content = with_signature(*convert_here(network, precision, [1, *size, channels]))
-        check_operators(content, model.name)
+        file = convert_in_process(network, precision, [1, *size, channels])
     else:
-        content = convert_litert(network, precision, resolution=size)
-    if task != "classification":
-        return content
-    metadata = classifier_metadata(name=model.name, image=image_input(channels=channels))
-    if len(network.outputs) > 1:
-        outputs = metadata.about["subgraph_metadata"][0]["output_tensor_metadata"]
-        outputs.append({"name": "features", "description": "Pooled features."})
-    return add_metadata(content, metadata)
+        file = convert_litert(network, precision, resolution=size)
+    if task == "classification":
+        others = [{"name": "features", "description": "Pooled features."}][: len(network.outputs) - 1]
+        file.set_metadata(classifier_metadata(name=model.name, image=image_input(channels=channels), others=others))
+    return file.to_bytes()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""A .tflite file as plain objects: its operators, tensors and numbers, to read and to edit.
+"""A .tflite file as plain objects: its operators, tensors and constants, to read and to edit.
 
-The format's classes come with ai-edge-litert; neither TensorFlow nor an interpreter's run is needed.
+The format's classes come with ai-edge-litert.
 """
 
+import copy
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,37 +14,29 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from mnv2_keras.tflite.metadata import BUFFER, Metadata, append_files, associated_files, metadata_of, unpack_metadata
+from mnv2_keras.quant_params import QuantParams
+from mnv2_keras.tflite.metadata import BUFFER, Metadata, append_files, metadata_of
 
 _IDENTIFIER = b"TFL3"
 
-#: Where a page of weights begins: what the format asks of a buffer, and what kernels read fastest.
+#: Alignment of buffers in bytes: what the format requires and kernels read fastest.
 _ALIGNMENT = 16
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-_DTYPES = {
-    schema.TensorType.FLOAT32: np.dtype("float32"),
-    schema.TensorType.FLOAT16: np.dtype("float16"),
-    schema.TensorType.FLOAT64: np.dtype("float64"),
-    schema.TensorType.INT8: np.dtype("int8"),
-    schema.TensorType.UINT8: np.dtype("uint8"),
-    schema.TensorType.INT16: np.dtype("int16"),
-    schema.TensorType.INT32: np.dtype("int32"),
-    schema.TensorType.INT64: np.dtype("int64"),
-    schema.TensorType.BOOL: np.dtype("bool"),
-}
+_NAMES = ("float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+_DTYPES = {getattr(schema.TensorType, name.upper()): np.dtype(name) for name in _NAMES}
 TYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class _AlignedBuffer(schema.BufferT):
-    """A buffer that is written where its numbers are aligned, which the generated class does not see to."""
+    """A buffer that is written at an aligned place; the generated class does not align."""
 
     def Pack(self, builder):  # the generated classes' name
         data = None
         if self.data is not None:
             raw = np.ascontiguousarray(self.data).view(np.uint8).reshape(-1)
             builder.StartVector(1, raw.size, _ALIGNMENT)
-            builder.head = builder.head - raw.size
+            builder.head -= raw.size
             builder.Bytes[builder.head : builder.head + raw.size] = raw.tobytes()
             data = builder.EndVector()
         schema.BufferStart(builder)
@@ -59,12 +53,12 @@ class TfliteFile:
 
     Attributes:
         source: the file's name for messages.
-        model: the generated object of the whole file.
-        graph: the subgraph's generated object: `tensors`, `operators`, `inputs`, `outputs`.
+        model: the generated object of the file.
+        graph: the subgraph's generated object: `tensors`, `operators`, `inputs`, `outputs`. Inputs and outputs, also those of
+            the operators, are lists of indices of tensors.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .tflite, or a truncated or damaged one.
+        FileNotFoundError, ValueError: as in `read_tflite`.
     """
 
     def __init__(self, source: str | os.PathLike | bytes):
@@ -75,11 +69,15 @@ class TfliteFile:
                 f"{self.source} has {len(self.model.subgraphs)} subgraphs: a MobileNetV2 is one graph without branches."
             )
         self.graph = self.model.subgraphs[0]
+        for holder in (self.graph, *self.graph.operators):
+            for name in ("inputs", "outputs"):
+                indices = getattr(holder, name)
+                setattr(holder, name, [] if indices is None else [int(index) for index in indices])
 
     # Reading
 
     def kind(self, operator) -> str:
-        """What an operator does: "CONV_2D", ...; a custom one's own name."""
+        """An operator's name: "CONV_2D", ...; for a custom operator, its own name."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         # Up to 126 the old field holds the code, and very old files leave the new one at 0.
         builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -87,8 +85,13 @@ class TfliteFile:
 
     @property
     def kinds(self) -> list[str]:
-        """What the operators do, in the order they run."""
+        """The operators' names, in the order they run."""
         return [self.kind(operator) for operator in self.graph.operators]
+
+    @property
+    def operators(self) -> list[tuple]:
+        """(operator, name) in the order they run."""
+        return list(zip(self.graph.operators, self.kinds, strict=True))
 
     def name(self, tensor: int) -> str:
         """A tensor's name."""
@@ -100,7 +103,7 @@ class TfliteFile:
         return () if shape is None else tuple(int(side) for side in shape)
 
     def dtype(self, tensor: int) -> np.dtype:
-        """A tensor's type; object for one NumPy has none for, such as int4."""
+        """A tensor's type; object for one that NumPy does not have, such as int4."""
         return _DTYPES.get(self.graph.tensors[tensor].type, np.dtype(object))
 
     def stored(self, tensor: int) -> np.ndarray | None:
@@ -110,66 +113,75 @@ class TfliteFile:
             return None
         return np.asarray(data, np.uint8).view(self.dtype(tensor)).reshape(self.shape(tensor))
 
-    def quantization(self, tensor: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(scales, zero points), one each or one for each channel; None for a tensor that is not quantised."""
+    def quantization(self, tensor: int) -> QuantParams | None:
+        """What a tensor's stored integers stand for; None for a tensor that is not quantised."""
         parameters = self.graph.tensors[tensor].quantization
         if parameters is None or parameters.scale is None or not len(parameters.scale):
             return None
-        return np.asarray(parameters.scale, np.float32), np.asarray(parameters.zeroPoint, np.int64)
+        scale, zero_point = np.asarray(parameters.scale, np.float32), np.asarray(parameters.zeroPoint, np.int64)
+        if len(scale) == 1:
+            return QuantParams(float(scale[0]), int(zero_point[0]), self.dtype(tensor))
+        return QuantParams(scale, zero_point, self.dtype(tensor), parameters.quantizedDimension)
 
     def constant(self, tensor: int) -> np.ndarray | None:
-        """A constant's real values, float32 where it is quantised: `scale * (stored - zero point)`."""
-        stored = self.stored(tensor)
-        quantization = self.quantization(tensor)
-        if stored is None or quantization is None:
-            return stored
-        sides = [1] * stored.ndim
-        if len(quantization[0]) > 1:
-            sides[self.graph.tensors[tensor].quantization.quantizedDimension] = -1
-        scale, zero_point = (values.reshape(sides) for values in quantization)
-        return ((stored.astype(np.float64) - zero_point) * scale).astype(np.float32)
+        """A constant's real values, float32 where it is quantised; None for what is computed."""
+        stored, params = self.stored(tensor), self.quantization(tensor)
+        return stored if stored is None or params is None else params.dequantize(stored)
+
+    def kernel_and_bias(self, operator) -> tuple[np.ndarray, np.ndarray | None]:
+        """The real values of a layer's second and third input; None for a bias that it does not have."""
+        kernel, *bias = (self.constant(t) if t >= 0 else None for t in operator.inputs[1:3])
+        return kernel, bias[0] if bias else None
 
     @cached_property
     def producer(self) -> dict[int, int]:
-        """Computed tensor to the index of the operator it comes from."""
-        return {int(t): i for i, operator in enumerate(self.graph.operators) for t in operator.outputs}
+        """From a computed tensor to the index of the operator that computes it."""
+        return {t: i for i, operator in enumerate(self.graph.operators) for t in operator.outputs}
 
     @cached_property
     def consumers(self) -> dict[int, list[int]]:
-        """Tensor to the indices of the operators that read it."""
-        found: dict[int, list[int]] = {}
+        """From a tensor to the indices of the operators that read it."""
+        readers: dict[int, list[int]] = {}
         for i, operator in enumerate(self.graph.operators):
             for tensor in operator.inputs:
-                found.setdefault(int(tensor), []).append(i)
-        return found
-
-    @cached_property
-    def associated_files(self) -> dict[str, bytes]:
-        """The files appended to the model, such as its labels, by name."""
-        return associated_files(self._content)
+                readers.setdefault(tensor, []).append(i)
+        return readers
 
     @property
+    def size(self) -> int:
+        """Bytes of the file that was read."""
+        return len(self._content)
+
+    @cached_property
     def metadata(self) -> Metadata:
-        """The file's metadata; empty for a file without.
+        """The file's metadata, with the files appended to the model; empty for a file without.
 
         Raises:
             ValueError: the metadata is damaged.
         """
-        buffers = [entry.buffer for entry in self.model.metadata or [] if entry.name == BUFFER]
-        table = bytes(self.model.buffers[buffers[0]].data) if buffers else None
-        return unpack_metadata(table, self.associated_files, Path(self.source).name)
+        return metadata_of(self._content, Path(self.source).name)
 
     # Editing
+
+    def copy(self) -> "TfliteFile":
+        """A copy that can be edited while this one stays as it is."""
+        duplicate = copy.copy(self)
+        duplicate._forget_connections()
+        # Edits replace the data of buffers and never change it in place, so both files share it.
+        shared = {id(buffer): schema.BufferT(data=buffer.data) for buffer in self.model.buffers}
+        duplicate.model = copy.deepcopy(self.model, shared)
+        duplicate.graph = duplicate.model.subgraphs[0]
+        return duplicate
 
     def set_metadata(self, metadata: Metadata) -> None:
         """Replace the metadata and the associated files."""
         entries = [entry for entry in self.model.metadata or [] if entry.name != BUFFER]
         buffer = self.add_buffer(np.frombuffer(metadata.packed(), np.uint8))
         self.model.metadata = [*entries, schema.MetadataT(name=BUFFER, buffer=buffer)]
-        self.associated_files = dict(metadata.files)
+        self.metadata = metadata
 
     def add_operator_code(self, kind: str, version: int) -> int:
-        """Index of the operator code; added where the file has none like it."""
+        """Index of an operator code, added if the file does not have it yet."""
         builtin = getattr(schema.BuiltinOperator, kind)
         for i, code in enumerate(self.model.operatorCodes):
             if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
@@ -179,6 +191,18 @@ class TfliteFile:
         )
         return len(self.model.operatorCodes) - 1
 
+    def new_operator(
+        self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options
+    ) -> schema.OperatorT:
+        """A new builtin operator, to be put into `graph.operators`; `options` is the generated object of its options."""
+        return schema.OperatorT(
+            opcodeIndex=self.add_operator_code(kind, version),
+            inputs=list(inputs),
+            outputs=list(outputs),
+            builtinOptionsType=getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T")),
+            builtinOptions=options,
+        )
+
     def add_buffer(self, data: np.ndarray | None) -> int:
         """Index of a new buffer."""
         raw = None if data is None else np.ascontiguousarray(data).reshape(-1).view(np.uint8)
@@ -186,20 +210,21 @@ class TfliteFile:
         return len(self.model.buffers) - 1
 
     def store(self, tensor: int, values: np.ndarray) -> None:
-        """Give a constant new values and their type, in a buffer of its own (two tensors may share one)."""
+        """Give a constant new values and their type, in its own buffer (two tensors may share one)."""
         self.graph.tensors[tensor].buffer = self.add_buffer(values)
         self.graph.tensors[tensor].type = TYPE_CODES[values.dtype]
 
-    def set_quantization(self, tensor: int, scale, zero_point, axis: int = 0) -> None:
-        """Give a tensor its scales and zero points."""
+    def set_quantization(self, tensor: int, params: QuantParams) -> None:
+        """Give a tensor its scales and zero points (its type is set by `store` or `add_tensor`)."""
+        scale = np.atleast_1d(np.asarray(params.scale, np.float32))
         self.graph.tensors[tensor].quantization = schema.QuantizationParametersT(
-            scale=np.atleast_1d(np.asarray(scale, np.float32)),
-            zeroPoint=np.atleast_1d(np.asarray(zero_point, np.int64)),
-            quantizedDimension=axis,
+            scale=scale,
+            zeroPoint=np.broadcast_to(np.asarray(params.zero_point, np.int64), scale.shape).copy(),
+            quantizedDimension=params.axis or 0,
         )
 
     def add_tensor(self, name: str, shape, dtype, buffer: int = 0) -> int:
-        """Index of a new tensor; a computed one unless it is given a buffer."""
+        """Index of a new tensor; a computed one unless a buffer is given."""
         self.graph.tensors.append(
             schema.TensorT(
                 shape=np.asarray(shape, np.int32),
@@ -209,7 +234,12 @@ class TfliteFile:
                 hasRank=True,
             )
         )
+        self._forget_connections()  # whoever adds a tensor is about to connect it
         return len(self.graph.tensors) - 1
+
+    def _forget_connections(self) -> None:
+        for cached in ("producer", "consumers"):
+            self.__dict__.pop(cached, None)
 
     def to_bytes(self) -> bytes:
         """The file, its associated files appended. Buffers that nothing refers to any more are left out."""
@@ -223,7 +253,7 @@ class TfliteFile:
         finally:
             self.model.buffers = buffers
         content = bytes(builder.Output())
-        return append_files(content, self.associated_files) if self.associated_files else content
+        return append_files(content, self.metadata.files) if self.metadata.files else content
 
     def _drop_unused_buffers(self) -> None:
         holders = [*self.graph.tensors, *(self.model.metadata or [])]
@@ -236,11 +266,11 @@ class TfliteFile:
 
 
 def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
-    """(name for messages, content) of a .tflite file that holds together.
+    """(name for messages, content) of a valid .tflite file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no .tflite, or a truncated or damaged one.
+        ValueError: it is not a .tflite file, or a truncated or damaged one.
     """
     if isinstance(source, bytes | bytearray):
         name, content = f"a model of {len(source)} bytes", bytes(source)
@@ -263,17 +293,10 @@ def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
 
 
 def read_metadata(source: str | os.PathLike | bytes) -> Metadata:
-    """Metadata of a .tflite file.
-
-    Args:
-        source: a path, or the bytes of the file.
-
-    Returns:
-        Its metadata; empty for a file without.
+    """The metadata of a .tflite file, given by its path or bytes; empty for a file without.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no .tflite file, or a damaged one.
+        FileNotFoundError, ValueError: as in `read_tflite`; the metadata is damaged.
     """
     name, content = read_tflite(source)
     return metadata_of(content, Path(name).name)
@@ -290,8 +313,8 @@ def open_interpreter(content: bytes, threads: int | None = None, every_tensor: b
     """An interpreter over a file's bytes, its tensors not yet allocated.
 
     Args:
-        threads: None for as many as there are cores.
-        every_tensor: keep the values between the layers readable; slower, by LiteRT's own kernels instead of XNNPACK's.
+        threads: None for one per core.
+        every_tensor: keep the values between the layers readable; it uses LiteRT's own kernels, slower than XNNPACK's.
     """
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if every_tensor else OpResolverType.AUTO
     return Interpreter(

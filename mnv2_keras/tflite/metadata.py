@@ -1,6 +1,6 @@
 """Metadata in a .tflite file: what Android's MediaPipe Tasks read to know labels, normalisation and licence.
 
-A file's metadata is a flatbuffer of its own in the model's buffer `TFLITE_METADATA`; the label files are a zip archive that
+A file's metadata is a separate flatbuffer in the model's buffer `TFLITE_METADATA`; the label files are a zip archive that
 is appended to the model. Source: TensorFlow Lite's `metadata_schema.fbs`, whose tables and field names are used here.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ai_edge_litert import schema_py_generated as schema
 
-from mnv2_keras.tflite.tables import pack_table, unpack_table
+from mnv2_keras.tflite.tables import pack_table, parse_schema, unpack_table
 
 #: Name of the model's buffer that holds the table.
 BUFFER = b"TFLITE_METADATA"
@@ -18,77 +18,38 @@ _IDENTIFIER = b"M001"
 #: The date of each file in the archive: the same model gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
-_UNIT_OPTIONS = (
-    "NormalizationOptions",
-    "ScoreCalibrationOptions",
-    "ScoreThresholdingOptions",
-    "BertTokenizerOptions",
-    "SentencePieceTokenizerOptions",
-    "RegexTokenizerOptions",
-)
-_CONTENT = ("FeatureProperties", "ImageProperties", "BoundingBoxProperties", "AudioProperties")
-
-#: The tables of `metadata_schema.fbs`.
-SCHEMA = {
-    "ModelMetadata": (
-        ("name", "string"),
-        ("description", "string"),
-        ("version", "string"),
-        ("subgraph_metadata", "[SubGraphMetadata]"),
-        ("author", "string"),
-        ("license", "string"),
-        ("associated_files", "[AssociatedFile]"),
-        ("min_parser_version", "string"),
-    ),
-    "SubGraphMetadata": (
-        ("name", "string"),
-        ("description", "string"),
-        ("input_tensor_metadata", "[TensorMetadata]"),
-        ("output_tensor_metadata", "[TensorMetadata]"),
-        ("associated_files", "[AssociatedFile]"),
-        ("input_process_units", "[ProcessUnit]"),
-        ("output_process_units", "[ProcessUnit]"),
-        ("input_tensor_groups", "[TensorGroup]"),
-        ("output_tensor_groups", "[TensorGroup]"),
-        ("custom_metadata", "[CustomMetadata]"),
-    ),
-    "TensorMetadata": (
-        ("name", "string"),
-        ("description", "string"),
-        ("dimension_names", "[string]"),
-        ("content", "Content"),
-        ("process_units", "[ProcessUnit]"),
-        ("stats", "Stats"),
-        ("associated_files", "[AssociatedFile]"),
-    ),
-    "AssociatedFile": (
-        ("name", "string"),
-        ("description", "string"),
-        ("type", "byte"),
-        ("locale", "string"),
-        ("version", "string"),
-    ),
-    "Content": (("content_properties", _CONTENT), ("range", "ValueRange")),
-    "ValueRange": (("min", "int"), ("max", "int")),
-    "FeatureProperties": (),
-    "ImageProperties": (("color_space", "byte"), ("default_size", "ImageSize")),
-    "ImageSize": (("width", "uint"), ("height", "uint")),
-    "BoundingBoxProperties": (("index", "[uint]"), ("type", "byte"), ("coordinate_type", "byte")),
-    "AudioProperties": (("sample_rate", "uint"), ("channels", "uint")),
-    "ProcessUnit": (("options", _UNIT_OPTIONS),),
-    "NormalizationOptions": (("mean", "[float]"), ("std", "[float]")),
-    "ScoreCalibrationOptions": (("score_transformation", "byte"), ("default_score", "float")),
-    "ScoreThresholdingOptions": (("global_score_threshold", "float"),),
-    "BertTokenizerOptions": (("vocab_file", "[AssociatedFile]"),),
-    "SentencePieceTokenizerOptions": (
-        ("sentencePiece_model", "[AssociatedFile]"),
-        ("vocab_file", "[AssociatedFile]"),
-    ),
-    "RegexTokenizerOptions": (("delim_regex_pattern", "string"), ("vocab_file", "[AssociatedFile]")),
-    "Stats": (("max", "[float]"), ("min", "[float]")),
-    "TensorGroup": (("name", "string"), ("tensor_names", "[string]")),
-    "CustomMetadata": (("name", "string"), ("data", "[ubyte]")),
-}
+#: The tables and unions of `metadata_schema.fbs`.
+SCHEMA = parse_schema("""
+    union ContentProperties { FeatureProperties, ImageProperties, BoundingBoxProperties, AudioProperties }
+    union ProcessUnitOptions { NormalizationOptions, ScoreCalibrationOptions, ScoreThresholdingOptions, BertTokenizerOptions,
+        SentencePieceTokenizerOptions, RegexTokenizerOptions }
+    table ModelMetadata { name:string; description:string; version:string; subgraph_metadata:[SubGraphMetadata]; author:string;
+        license:string; associated_files:[AssociatedFile]; min_parser_version:string; }
+    table SubGraphMetadata { name:string; description:string; input_tensor_metadata:[TensorMetadata];
+        output_tensor_metadata:[TensorMetadata]; associated_files:[AssociatedFile]; input_process_units:[ProcessUnit];
+        output_process_units:[ProcessUnit]; input_tensor_groups:[TensorGroup]; output_tensor_groups:[TensorGroup];
+        custom_metadata:[CustomMetadata]; }
+    table TensorMetadata { name:string; description:string; dimension_names:[string]; content:Content;
+        process_units:[ProcessUnit]; stats:Stats; associated_files:[AssociatedFile]; }
+    table AssociatedFile { name:string; description:string; type:byte; locale:string; version:string; }
+    table Content { content_properties:ContentProperties; range:ValueRange; }
+    table ValueRange { min:int; max:int; }
+    table FeatureProperties { }
+    table ImageProperties { color_space:byte; default_size:ImageSize; }
+    table ImageSize { width:uint; height:uint; }
+    table BoundingBoxProperties { index:[uint]; type:byte; coordinate_type:byte; }
+    table AudioProperties { sample_rate:uint; channels:uint; }
+    table ProcessUnit { options:ProcessUnitOptions; }
+    table NormalizationOptions { mean:[float]; std:[float]; }
+    table ScoreCalibrationOptions { score_transformation:byte; default_score:float; }
+    table ScoreThresholdingOptions { global_score_threshold:float; }
+    table BertTokenizerOptions { vocab_file:[AssociatedFile]; }
+    table SentencePieceTokenizerOptions { sentencePiece_model:[AssociatedFile]; vocab_file:[AssociatedFile]; }
+    table RegexTokenizerOptions { delim_regex_pattern:string; vocab_file:[AssociatedFile]; }
+    table Stats { max:[float]; min:[float]; }
+    table TensorGroup { name:string; tensor_names:[string]; }
+    table CustomMetadata { name:string; data:[ubyte]; }
+""")
 
 #: `AssociatedFileType` and `ColorSpaceType` of the schema.
 TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS = 2, 3
@@ -144,7 +105,7 @@ class Metadata:
             if not mean or not std or min(std) <= 0:
                 raise ValueError(
                     f"The metadata's normalisation has mean {list(mean)} and std {list(std)}: expected numbers for both, std "
-                    "above 0. Write the metadata anew."
+                    "above 0. Write the metadata again."
                 )
             return tuple(values[0] if len(set(values)) == 1 else values for values in (mean, std))
         return None
@@ -154,32 +115,21 @@ class Metadata:
         return pack_table(SCHEMA, "ModelMetadata", self.about, _IDENTIFIER)
 
 
-def unpack_metadata(table: bytes | None, files: dict[str, bytes], source: str) -> Metadata:
-    """Metadata of the buffer's bytes (None for a file without) and the associated files.
-
-    Raises:
-        ValueError: the table is damaged; `source` names the file in the message.
-    """
-    if table is None:
-        return Metadata({}, files)
-    try:
-        return Metadata(unpack_table(SCHEMA, "ModelMetadata", table, _IDENTIFIER), files)
-    except ValueError as error:
-        raise ValueError(f"{source}: its metadata cannot be read. {error}") from error
-
-
 def metadata_of(content: bytes, source: str) -> Metadata:
-    """Metadata of a valid file's bytes; the rest of the file is not parsed.
+    """Metadata of a valid file's bytes, empty for a file without; the rest of the file is not parsed.
 
     Raises:
         ValueError: the table is damaged; `source` names the file in the message.
     """
-    model, table = schema.Model.GetRootAs(content), None
+    model, about = schema.Model.GetRootAs(content), {}
     for entry in (model.Metadata(i) for i in range(model.MetadataLength())):
         if entry.Name() == BUFFER:
             table = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-            break
-    return unpack_metadata(table, associated_files(content), source)
+            try:
+                about = unpack_table(SCHEMA, "ModelMetadata", table, _IDENTIFIER)
+            except ValueError as error:
+                raise ValueError(f"{source}: its metadata cannot be read. {error}") from error
+    return Metadata(about, associated_files(content))
 
 
 def labels_in_file(content: bytes) -> tuple[str, ...] | None:

@@ -6,10 +6,11 @@ A schema maps a table's name to its fields, in the order of the format's own def
 - "string", or "[ubyte]" (bytes; any length, aligned to 16),
 - the name of another table,
 - any of these in a list: "[float]", "[string]", "[TensorMetadata]",
-- a union of tables as a tuple of their names: it takes two places in the format (which one, and the table), and its value
-  is `(table's name, dict)`.
+- a union of tables as a tuple of their names: it takes two places in the format (the table's number, and the table), and its
+  value is `(name of the table, dict)`.
 """
 
+import re
 from collections.abc import Mapping
 
 import flatbuffers
@@ -23,9 +24,18 @@ _SCALARS = {
     "float": number_types.Float32Flags,
     "bool": number_types.BoolFlags,
 }
-_BYTES = "[ubyte]"
 
 Schema = Mapping[str, tuple[tuple[str, object], ...]]
+
+
+def parse_schema(text: str) -> Schema:
+    """The tables of a schema in FlatBuffers' own language: `table NAME { field:type; }`, `union NAME { TABLE, TABLE }`."""
+    bodies = {kind: re.findall(rf"{kind} (\w+) {{(.*?)}}", text, re.DOTALL) for kind in ("union", "table")}
+    unions = {name: tuple(re.findall(r"\w+", body)) for name, body in bodies["union"]}
+    return {
+        name: tuple((field, unions.get(kind, kind)) for field, kind in re.findall(r"(\w+):([\w\[\]]+);", body))
+        for name, body in bodies["table"]
+    }
 
 
 def pack_table(schema: Schema, root: str, value: dict, identifier: bytes) -> bytes:
@@ -34,11 +44,11 @@ def pack_table(schema: Schema, root: str, value: dict, identifier: bytes) -> byt
     Args:
         schema: the tables.
         root: name of the outermost table.
-        value: its fields; a field that is left out or None has the format's default.
+        value: its fields; a field that is absent or None has the format's default.
         identifier: the format's four letters.
 
     Raises:
-        ValueError: a field the table does not have.
+        ValueError: a field that the table does not have.
     """
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(schema, root, value, builder), identifier)
@@ -46,26 +56,23 @@ def pack_table(schema: Schema, root: str, value: dict, identifier: bytes) -> byt
 
 
 def _write(schema: Schema, name: str, value: dict, builder) -> int:
-    fields = schema[name]
-    unknown = set(value) - {field for field, _ in fields}
-    if unknown:
-        raise ValueError(
-            f"{name} has no field {sorted(unknown)[0]!r}: expected {', '.join(field for field, _ in fields)}."
-        )
-    slots, places = [], 0  # (place in the table, how to write it, what)
-    for field, kind in fields:
-        given = value.get(field)
-        place, places = places, places + (2 if isinstance(kind, tuple) else 1)
-        if given is None:
+    fields = dict(schema[name])
+    if unknown := set(value) - set(fields):
+        raise ValueError(f"{name} has no field {min(unknown)!r}: expected {', '.join(fields)}.")
+    slots, places = [], 0  # (place in the table, type of a scalar, content)
+    for field, kind in fields.items():
+        content, place = value.get(field), places
+        places += 2 if isinstance(kind, tuple) else 1
+        if content is None:
             continue
         if isinstance(kind, tuple):
-            member, content = given
+            member, content = content
             slots.append((place, number_types.Uint8Flags, kind.index(member) + 1))
             slots.append((place + 1, None, _write(schema, member, content, builder)))
         elif kind in _SCALARS:
-            slots.append((place, _SCALARS[kind], given))
+            slots.append((place, _SCALARS[kind], content))
         else:
-            slots.append((place, None, _write_reference(schema, kind, given, builder)))
+            slots.append((place, None, _write_reference(schema, kind, content, builder)))
     builder.StartObject(places)
     for place, scalar, content in slots:
         if scalar is None:
@@ -76,12 +83,12 @@ def _write(schema: Schema, name: str, value: dict, builder) -> int:
 
 
 def _write_reference(schema: Schema, kind: str, value, builder) -> int:
-    """What stands elsewhere and is pointed to: a string, bytes, a table or a list."""
+    """What a table points to: a string, bytes, another table or a list."""
     if kind == "string":
         return builder.CreateString(value)
-    if kind == _BYTES:
+    if kind == "[ubyte]":
         builder.StartVector(1, len(value), 16)
-        builder.head = builder.head - len(value)
+        builder.head -= len(value)
         builder.Bytes[builder.head : builder.head + len(value)] = value
         return builder.EndVector()
     if not kind.startswith("["):
@@ -90,10 +97,10 @@ def _write_reference(schema: Schema, kind: str, value, builder) -> int:
     if item in _SCALARS:
         size = _SCALARS[item].bytewidth
         builder.StartVector(size, len(value), size)
-        for each in reversed(value):
-            builder.Prepend(_SCALARS[item], each)
+        for number in reversed(value):
+            builder.Prepend(_SCALARS[item], number)
         return builder.EndVector()
-    references = [_write_reference(schema, item, each, builder) for each in value]
+    references = [_write_reference(schema, item, content, builder) for content in value]
     builder.StartVector(4, len(references), 4)
     for reference in reversed(references):
         builder.PrependUOffsetTRelative(reference)
@@ -111,28 +118,27 @@ def unpack_table(schema: Schema, root: str, content: bytes, identifier: bytes) -
     try:
         start = flatbuffers.encode.Get(flatbuffers.packer.uoffset, content, 0)
         return _read(schema, root, Table(bytearray(content), start))
-    except Exception as error:  # offsets that lead nowhere end in struct's, Unicode's and other errors
+    except Exception as error:  # wrong offsets end in errors of struct, Unicode and others
         raise ValueError(f"{root} is damaged ({error}).") from error
 
 
 def _read(schema: Schema, name: str, table: Table) -> dict:
-    found, place = {}, 0
+    value, place = {}, 0
     for field, kind in schema[name]:
         offset = table.Offset(4 + 2 * place)
         place += 2 if isinstance(kind, tuple) else 1
         if not offset:
             continue
         if isinstance(kind, tuple):
-            which = table.Get(number_types.Uint8Flags, offset + table.Pos)
+            number = table.Get(number_types.Uint8Flags, offset + table.Pos)
             offset = table.Offset(4 + 2 * (place - 1))
-            if 0 < which <= len(kind) and offset:
-                member = kind[which - 1]
-                found[field] = member, _read(schema, member, Table(table.Bytes, table.Indirect(table.Pos + offset)))
+            if 0 < number <= len(kind) and offset:
+                value[field] = kind[number - 1], _read_reference(schema, kind[number - 1], table, offset)
         elif kind in _SCALARS:
-            found[field] = table.Get(_SCALARS[kind], offset + table.Pos)
+            value[field] = table.Get(_SCALARS[kind], offset + table.Pos)
         else:
-            found[field] = _read_reference(schema, kind, table, offset)
-    return found
+            value[field] = _read_reference(schema, kind, table, offset)
+    return value
 
 
 def _read_reference(schema: Schema, kind: str, table: Table, offset: int):
@@ -140,9 +146,8 @@ def _read_reference(schema: Schema, kind: str, table: Table, offset: int):
         return table.String(table.Pos + offset).decode()
     if not kind.startswith("["):
         return _read(schema, kind, Table(table.Bytes, table.Indirect(table.Pos + offset)))
-    start, length = table.Vector(offset), table.VectorLen(offset)
-    item = kind[1:-1]
-    if kind == _BYTES:
+    start, length, item = table.Vector(offset), table.VectorLen(offset), kind[1:-1]
+    if item == "ubyte":
         return bytes(table.Bytes[start : start + length])
     if item in _SCALARS:
         flags = _SCALARS[item]

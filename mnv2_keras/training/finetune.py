@@ -18,7 +18,8 @@ from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
 from mnv2_keras.data.classification import read_splits
 from mnv2_keras.evaluation.classification import Evaluation, evaluate
-from mnv2_keras.export.litert import PRECISIONS, export_litert
+from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.options import PRECISIONS, Quantization
 from mnv2_keras.figures import can_draw
 from mnv2_keras.networks.backbone import ConvConfig
 from mnv2_keras.networks.classifier import classification
@@ -140,7 +141,7 @@ def finetune(
     save_model(model, folder / "model.keras")
     write_text(folder / "labels.txt", "\n".join(names) + "\n")
     photos = _photos(training, shape) if precision in ("int8", "int16x8") else None
-    calibration = {"calibration": photos, "compare": photos is not None}
+    calibration = {"quantization": Quantization(photos), "compare": photos is not None}
     exported = export_litert(model, folder / "model.tflite", precision, labels=names, **calibration)
     broken = {**training.broken, **held_out.broken}
     file = {"bytes": (folder / "model.tflite").stat().st_size, "operators": dict(exported.operators)}

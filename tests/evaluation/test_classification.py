@@ -382,6 +382,7 @@ def test_a_network_of_logits_says_the_same_as_its_softmax(model, engine):
 def test_an_int8_softmax_that_rounds_its_tail_away_stays_as_it_is(model, tmp_path):
     """1001 classes, nearly all of them below half a step of 1/256: the sum is far from 1, and these are no logits."""
     from mnv2_keras.export.litert import export_litert
+    from mnv2_keras.export.options import Quantization
 
     options = {"input_shape": (16, 16, 1), "table": ((1, 8, 1, 1),), "stem_channels": 8, "last_channels": 16}
     wide = build_mobilenetv2(classes=1001, **options)
@@ -392,7 +393,7 @@ def test_an_int8_softmax_that_rounds_its_tail_away_stays_as_it_is(model, tmp_pat
     bias[7] = 6.0
     wide.get_layer("Logits-Conv2d_1c_1x1").bias.assign(bias)
     images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 1)).astype(np.float32)
-    export_litert(wide, tmp_path / "wide.tflite", "int8", calibration=images, compare=False)
+    export_litert(wide, tmp_path / "wide.tflite", "int8", quantization=Quantization(images), compare=False)
     found = open_engine(tmp_path / "wide.tflite")(images)
     assert found.sum(1).min() < 0.9
     np.testing.assert_array_equal(found * 256, np.rint(found * 256))

@@ -6,7 +6,6 @@ import pytest
 from mnv2_keras.inference.classifier import Classifier
 from mnv2_keras.inference.engines import TensorInfo
 from mnv2_keras.preprocessing import preprocess_image
-from mnv2_keras.tflite import TfliteFile
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def files() -> dict[tuple[str, str], bytes]:
     """
     import keras
 
-    from mnv2_keras.export.conversion import convert_here, with_signature
+    from mnv2_keras.export.conversion import convert_in_process
     from mnv2_keras.export.metadata import classifier_metadata, image_input
     from mnv2_keras.export.quantization import quantize_int8
     from mnv2_keras.export.statistics import collect
@@ -34,14 +33,14 @@ def files() -> dict[tuple[str, str], bytes]:
     images += np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), -1).reshape(27, 1, 1, 1, 3)  # every corner of the colours
     images = np.clip(images, -1, 1)
     for takes, model, mean, std in (("unit", plain, 127.5, 127.5), ("pixels", pixels, 0.0, 1.0)):
-        content = with_signature(*convert_here(model, "float32", [1, 32, 32, 3]))
+        file = convert_in_process(model, "float32", [1, 32, 32, 3])
         low, high = -mean / std, (255 - mean) / std
-        ranges = collect(content, list(images * (high - low) / 2 + (high + low) / 2)).ranges()
-        ranges |= {int(t): (low, high) for t in TfliteFile(content).graph.inputs}
+        ranges = collect(file, list(images * (high - low) / 2 + (high + low) / 2)).ranges()
+        ranges |= {int(t): (low, high) for t in file.graph.inputs}
         about = classifier_metadata(image=image_input(mean=mean, std=std))
-        files["float32", takes] = add_metadata(content, about)
+        files["float32", takes] = add_metadata(file.to_bytes(), about)
         for kind in ("uint8", "int8"):
-            quantized = quantize_int8(content, ranges, None, kind, "float32")
+            quantized = quantize_int8(file, ranges, None, kind, "float32").to_bytes()
             files[kind, takes] = add_metadata(quantized, about)
             files[f"{kind} without metadata", takes] = quantized
     return files

@@ -8,6 +8,7 @@ import pytest
 
 from mnv2_keras import (
     Classifier,
+    Quantization,
     build_mobilenetv2,
     convert_checkpoint,
     export_litert,
@@ -89,7 +90,7 @@ def test_back_to_int8(testdata, tmp_path):
     """The file made of Google's file names every photo as Google's does."""
     official = testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite"
     photos = [testdata / "images" / name for name in TOP_1]
-    export_litert(convert_checkpoint(official), tmp_path / "again.tflite", "int8", calibration=photos)
+    export_litert(convert_checkpoint(official), tmp_path / "again.tflite", "int8", quantization=Quantization(photos))
     with Classifier(official) as theirs, Classifier(tmp_path / "again.tflite") as ours:
         for photo, known in zip(photos, TOP_1.values(), strict=True):
             found = [each.predict(photo, top=1)[0][0].index for each in (theirs, ours)]

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from mnv2_keras.export.litert import export_litert
+from mnv2_keras.export.options import Quantization
+from mnv2_keras.layers import RangedLayer
 
+pytestmark = pytest.mark.usefixtures("conversion_in_process")
 #: The first rows of Table 2, so that training takes seconds; every kind of layer is there.
 TABLE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
 
@@ -17,11 +21,11 @@ TABLE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
 def digits():
     """Handwritten digits of 8 x 8 pixels (scikit-learn's own), drawn at 32 x 32, in [-1, 1]: train and test."""
     datasets = pytest.importorskip("sklearn.datasets")
-    found = datasets.load_digits()
-    images = np.kron(found.images.astype(np.float32) / 8 - 1, np.ones((4, 4), np.float32))
+    data = datasets.load_digits()
+    images = np.kron(data.images.astype(np.float32) / 8 - 1, np.ones((4, 4), np.float32))
     images = np.repeat(images[..., None], 3, axis=-1)
     order = np.random.default_rng(0).permutation(len(images))
-    images, labels = images[order], found.target[order]
+    images, labels = images[order], data.target[order]
     return (images[:1200], labels[:1200]), (images[1200:], labels[1200:])
 
 
@@ -63,15 +67,15 @@ def aware(digits):
                     rng.uniform(0.05, 0.2, size),
                 ]
             )
-    made = quantization_aware(model)
+    aware = quantization_aware(model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    made.compile(keras.optimizers.Adam(1e-3), loss)
+    aware.compile(keras.optimizers.Adam(1e-3), loss)
     (images, labels), _ = digits
-    made.fit(images[:128], labels[:128], batch_size=32, epochs=2, verbose=0)
-    return model, made
+    aware.fit(images[:128], labels[:128], batch_size=32, epochs=2, verbose=0)
+    return model, aware
 
 
-def test_it_is_the_same_network_before_any_rounding_matters(digits):
+def test_plain_model_computes_the_original_network(digits):
     from mnv2_keras.export.quantization_aware import plain_model, quantization_aware
 
     model = network()
@@ -86,63 +90,59 @@ def test_it_is_the_same_network_before_any_rounding_matters(digits):
 
 
 def test_fit_moves_weights_statistics_and_ranges(aware):
-    model, made = aware
-    layer, before = made.get_layer("expanded_conv_3-project"), model.get_layer("expanded_conv_3-project")
+    model, aware = aware
+    layer, before = aware.get_layer("expanded_conv_3-project"), model.get_layer("expanded_conv_3-project")
     assert np.abs(np.asarray(layer.kernel) - np.asarray(before.kernel)).max() > 1e-4
     assert np.abs(np.asarray(layer.moving_mean)).max() > 0
     low, high = layer.value
     assert low < 0 < high
     assert (low, high) != (-6.0, 6.0)
-    assert made.count_params() - model.count_params() == 3 * sum(hasattr(layer, "range") for layer in made.layers)
+    assert aware.count_params() - model.count_params() == 3 * sum(
+        isinstance(layer, RangedLayer) for layer in aware.layers
+    )
 
 
 def test_activations_take_at_most_256_values(aware, digits):
     import keras
 
-    _, made = aware
+    _, aware = aware
     for name in ("Conv", "expanded_conv_1-project", "expanded_conv_2-add"):
-        values, step = keras.Model(made.input, made.get_layer(name).output)(digits[1][0][:16], training=False)
+        values, step = keras.Model(aware.input, aware.get_layer(name).output)(digits[1][0][:16], training=False)
         assert len(np.unique(values)) <= 256
         np.testing.assert_allclose(np.rint(values / step), values / step, atol=1e-4)
 
 
 def test_saved_and_loaded(aware, digits, tmp_path):
-    """Loaded in a process of its own, which knows of simulation by the file alone."""
-    _, made = aware
-    made.save(tmp_path / "aware.keras")
+    """Loaded in a new process, which learns from the file alone that it is quantisation-aware."""
+    _, aware = aware
+    aware.save(tmp_path / "aware.keras")
     images = digits[1][0][:16]
     np.save(tmp_path / "images.npy", images)
-    program = (
-        "import sys, numpy\n"
-        "from mnv2_keras import open_model\n"
-        "model, _ = open_model(sys.argv[1] + '/aware.keras')\n"
-        "images = numpy.load(sys.argv[1] + '/images.npy')\n"
-        "numpy.save(sys.argv[1] + '/logits.npy', model(images, training=False))\n"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), made(images, training=False))
+    program = Path(__file__).parents[1] / "programs" / "run_quantization_aware.py"
+    subprocess.run([sys.executable, program, tmp_path], check=True, capture_output=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), aware(images, training=False))
 
 
-def test_the_int8_file_computes_what_was_simulated(aware, digits, tmp_path):
-    """Asked for: at least 99 % of the logits within one step of the output's scale. Whole numbers give the very same ones."""
-    _, made = aware
+def test_the_int8_file_computes_the_same(aware, digits, tmp_path):
+    """At least 99 % of the logits are within one step of the output's scale, at least 99.9 % are equal."""
+    _, aware = aware
     images = digits[1][0][:100]
-    report = export_litert(made, tmp_path / "m.tflite", "int8", photos=images)
+    report = export_litert(aware, tmp_path / "m.tflite", "int8", photos=images)
     assert report.top1 > 0.95
-    np.testing.assert_array_equal(made.predict(images, verbose=0), made(images, training=False))  # graph and eager
+    np.testing.assert_array_equal(aware.predict(images, verbose=0), aware(images, training=False))  # graph and eager
     assert set(report.operators) == {"QUANTIZE", "CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN", "RESHAPE"}
-    assert_same(made, tmp_path / "m.tflite", images, report.outputs[0].scale)
+    assert_same(aware, tmp_path / "m.tflite", images, report.outputs[0].scale)
 
 
-def assert_same(made, path, images, step) -> None:
-    simulated = np.asarray(made(images, training=False))
+def assert_same(aware, path, images, step) -> None:
+    simulated = np.asarray(aware(images, training=False))
     off = np.abs(classify(path, images).reshape(simulated.shape) - simulated) / step
     assert np.mean(off <= 1.001) >= 0.99
     assert np.mean(off < 0.5) >= 0.999
 
 
-def test_so_it_does_at_odd_sizes_and_with_what_mobilenet_has_not(tmp_path):
-    """No batch norm, ReLU without a limit, valid padding, a rate, a dead channel, a sum of steps that differ much."""
+def test_odd_sizes_and_layers_that_mobilenet_does_not_have(tmp_path):
+    """No batch norm, ReLU without a limit, valid padding, dilation, a dead channel, a sum of very different steps."""
     import keras
     from keras import layers
 
@@ -163,15 +163,15 @@ def test_so_it_does_at_odd_sizes_and_with_what_mobilenet_has_not(tmp_path):
     stem.kernel.assign(np.asarray(stem.kernel) * np.where(np.arange(8) == 3, 1e-21, 1))  # as some published stems have
     norm.gamma.assign(rng.uniform(0.5, 1.5, 8))
     norm.beta.assign(rng.normal(0.5, 1, 8))
-    made = quantization_aware(model)
+    aware = quantization_aware(model)
     images = rng.integers(0, 256, (60, 27, 19, 3)).astype(np.float32) / 127.5 - 1
-    made(images, training=True)
-    report = export_litert(made, tmp_path / "odd.tflite", "int8", compare=False)
-    assert_same(made, tmp_path / "odd.tflite", images, report.outputs[0].scale)
+    aware(images, training=True)
+    report = export_litert(aware, tmp_path / "odd.tflite", "int8", compare=False)
+    assert_same(aware, tmp_path / "odd.tflite", images, report.outputs[0].scale)
 
 
 def test_training_and_inference_round_alike(digits):
-    """Both are the same but for ties and the biases' own rounding, where batch norm does not follow the batch."""
+    """Where batch norm does not use the batch, both are equal except for ties and the rounding of biases."""
     import keras
 
     from mnv2_keras.layers import FakeQuantAdd, FakeQuantConvolution, FakeQuantImage, FakeQuantMean
@@ -188,7 +188,7 @@ def test_training_and_inference_round_alike(digits):
 
 
 def assert_alike(layer, inputs):
-    layer(inputs, training=True)  # looks at the range, whole
+    layer(inputs, training=True)  # looks at the range
     trained, step = layer(inputs, training=True)
     computed, same = layer(inputs, training=False)
     assert np.mean(np.abs(trained - computed) < 0.5 * step) > 0.99
@@ -200,22 +200,22 @@ def assert_alike(layer, inputs):
 def classify(path, images) -> np.ndarray:
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
-    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    found = []
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    outputs = []
     for image in images:
-        interpreter.set_tensor(given["index"], np.rint((image[None] + 1) * 127.5).astype(np.uint8))  # pixels
+        interpreter.set_tensor(source["index"], np.rint((image[None] + 1) * 127.5).astype(np.uint8))  # pixels
         interpreter.invoke()
-        scale_out, zero_out = made["quantization"]
-        found.append((interpreter.get_tensor(made["index"])[0].astype(np.float32) - zero_out) * scale_out)
-    return np.stack(found)
+        scale_out, zero_out = target["quantization"]
+        outputs.append((interpreter.get_tensor(target["index"])[0].astype(np.float32) - zero_out) * scale_out)
+    return np.stack(outputs)
 
 
-def test_it_goes_to_int8_only(aware, tmp_path):
+def test_it_exports_to_int8_only(aware, tmp_path):
     with pytest.raises(ValueError, match="precision='int8'"):
         export_litert(aware[1], tmp_path / "m.tflite")
 
 
-def test_layers_it_does_not_know_are_named():
+def test_unsupported_layers_are_named():
     import keras
 
     from mnv2_keras.export.quantization_aware import quantization_aware
@@ -242,12 +242,12 @@ def test_on_a_real_task_it_is_as_good_as_quantising_afterwards(digits, tmp_path)
     model = network(activation=None)
     model.compile(keras.optimizers.Adam(2e-3), loss, jit_compile=False)  # XLA takes its time to compile
     model.fit(images, labels, batch_size=64, epochs=12, verbose=0)
-    made = quantization_aware(model)
-    made.compile(keras.optimizers.Adam(2e-4), loss)
-    made.fit(images, labels, batch_size=64, epochs=4, verbose=0)
-    export_litert(model, tmp_path / "after.tflite", "int8", calibration=images[:64], compare=False)
-    report = export_litert(made, tmp_path / "aware.tflite", "int8", compare=False)
-    assert_same(made, tmp_path / "aware.tflite", test_images, report.outputs[0].scale)
+    aware = quantization_aware(model)
+    aware.compile(keras.optimizers.Adam(2e-4), loss)
+    aware.fit(images, labels, batch_size=64, epochs=4, verbose=0)
+    export_litert(model, tmp_path / "after.tflite", "int8", quantization=Quantization(images[:64]), compare=False)
+    report = export_litert(aware, tmp_path / "aware.tflite", "int8", compare=False)
+    assert_same(aware, tmp_path / "aware.tflite", test_images, report.outputs[0].scale)
     right = [
         np.mean(classify(tmp_path / f"{name}.tflite", test_images).argmax(1) == test_labels)
         for name in ("after", "aware")
