@@ -17,6 +17,12 @@ Split = Annotated[str, typer.Option(help="Split of the TFDS data set.")]
 Shapes = Annotated[bool, typer.Option("--shapes", help="Drawn circles, squares and triangles: nothing to download.")]
 
 
+def _check_sources(content: str, *sources: bool) -> None:
+    """Check that exactly one source is given: files, TFDS, or shapes."""
+    if sources.count(True) != 1:
+        raise ValueError(f"Name one source of {content}, or --tfds NAME, or --shapes.")
+
+
 @dataclass(frozen=True)
 class BoxData:
     """Images with boxes: exactly one source of them."""
@@ -28,20 +34,17 @@ class BoxData:
     tfds: Annotated[str | None, typer.Option(help="TFDS data set with boxes: coco/2017, voc/2012.")] = None
     shapes: Shapes = False
 
-    def read(self, split: str, model=None, *, side: int = 96, held_out: bool = False):
-        """The labelled images. With a model, its number of classes decides which of COCO's categories there are.
+    def read(self, split: str, classes: int | None = None, *, side: int, held_out: bool = False):
+        """The labelled images; a detector's number of classes decides which categories of COCO there are.
 
         Raises:
             ValueError: the options name no source, or several.
         """
-        if [bool(self.annotations or self.images), bool(self.tfds), self.shapes].count(True) != 1:
-            raise ValueError(
-                "Name one source of images with boxes: --annotations with --images, or --tfds NAME, or --shapes."
-            )
+        files = bool(self.annotations or self.images)
+        _check_sources("images with boxes: --annotations with --images", files, bool(self.tfds), self.shapes)
         if self.shapes:
             from mnv2_keras.data.drawn_shapes import drawn_shapes
 
-            side = model.input_shape[1] if model is not None else side
             return drawn_shapes(300, side, held_out=True) if held_out else drawn_shapes(6000, side)
         from mnv2_keras.data import detection
 
@@ -53,9 +56,9 @@ class BoxData:
             return detection.read_voc(self.annotations, self.images)
         if self.images is None:
             raise ValueError("--annotations FILE needs --images, the folder that the COCO JSON names its images in.")
-        classes = model.output["class_predictions_with_background"].shape[-1] - 1 if model is not None else None
-        categories = detection.coco_categories()[1] if classes == 90 else None
-        return detection.read_coco(self.annotations, self.images, categories)
+        return detection.read_coco(
+            self.annotations, self.images, detection.coco_categories()[1] if classes == 90 else None
+        )
 
 
 @dataclass(frozen=True)
@@ -69,26 +72,25 @@ class MaskData:
     listed: Annotated[
         Path | None,
         typer.Option(
-            "--list",
-            help="Text file with a name to take in each line, such as VOC's ImageSets/Segmentation/train.txt.",
+            "--list", help="Text file with a name in each line, such as VOC's ImageSets/Segmentation/train.txt."
         ),
     ] = None
     tfds: Annotated[str | None, typer.Option(help="TFDS data set with masks, such as scene_parse150.")] = None
     shapes: Shapes = False
 
-    def read(self, split: str, classes: int, *, side: int = 65, held_out: bool = False):
-        """The photos with masks of so many classes.
+    def read(self, split: str, classes: int, *, side: int, held_out: bool = False):
+        """The photos with masks of this many classes.
 
         Raises:
             ValueError: the options name no source, or several.
         """
         if self.listed and not self.photos:
             raise ValueError("--list names photos of a folder: give --photos and --masks too.")
-        sources = bool(self.photos or self.masks), bool(self.tfds), self.shapes
-        if sources.count(True) != 1 or bool(self.photos) != bool(self.masks):
-            raise ValueError(
-                "Name one source of photos with masks: --photos FOLDER --masks FOLDER, or --tfds NAME, or --shapes."
-            )
+        files = self.photos, self.masks
+        sources = any(files), bool(self.tfds), self.shapes
+        if any(files) and not all(files):
+            sources = ()
+        _check_sources("photos with masks: --photos FOLDER --masks FOLDER", *sources)
         if self.shapes:
             from mnv2_keras.data.drawn_shapes import DrawnShapes
 

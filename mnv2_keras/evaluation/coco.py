@@ -1,25 +1,17 @@
-"""COCO's box metrics, by pycocotools: of result files, without TensorFlow."""
+"""COCO's box metrics, computed by pycocotools from results, without TensorFlow."""
 
 import contextlib
 import io
 
-from mnv2_keras.data.detection import check_boxes, coco_document, read_json
+from mnv2_keras.data.detection import check_boxes, coco_document
+from mnv2_keras.data.reading import read_json
 
 #: The twelve numbers of `COCOeval.summarize`, in its order.
 METRICS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
+_RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
 
 
 def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str, float]:
@@ -29,10 +21,10 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
         annotations: a COCO JSON file, or a dict of the same form.
         results: a COCO results file, or a list of `{"image_id", "category_id", "bbox", "score"}`, boxes as x, y, width, height in
             pixels.
-        limit: the first so many images by id, as in pycocotools' demonstration; None for all.
+        limit: only the first images by id, this many, as in pycocotools' demonstration; None for all.
 
     Returns:
-        `AP` (IoU 0.50 to 0.95), `AP50`, `AP75`, `AP_small`, ..., `AR_1`, ..., 0 to 1; -1 where nothing of that size is there.
+        `AP` (IoU 0.50 to 0.95), `AP50`, `AP75`, `AP_small`, ..., `AR_1`, ..., 0 to 1; -1 if there are no objects of that size.
 
     Raises:
         FileNotFoundError: no such file.
@@ -44,39 +36,37 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ValueError("pycocotools is not installed: pip install 'mnv2-keras[detection]'.") from error
-    document = annotations
-    if isinstance(document, dict):
+    if isinstance(annotations, dict):
+        document = annotations
         check_boxes(document["annotations"], "annotations")
     else:
         document = coco_document(annotations)
-    rows = _results(results)
-    images, categories = ({each["id"] for each in document[part]} for part in ("images", "categories"))
-    for row in rows:
+    results = _results(results)
+    images, categories = ({row["id"] for row in document[part]} for part in ("images", "categories"))
+    for row in results:
         if row["image_id"] not in images or row["category_id"] not in categories:
             raise ValueError(
                 f"The results hold image {row['image_id']} and category {row['category_id']}, which the annotations do not both "
-                "have: they are of another data set, or their categories count otherwise."
+                "have: they are of another data set, or number their categories differently."
             )
-    if not rows or not document["annotations"]:
+    if not results or not document["annotations"]:
         return dict.fromkeys(METRICS, -1.0 if not document["annotations"] else 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
+        # Each annotation with all that COCOeval reads.
         truth.dataset = document | {
-            "annotations": [_annotation(i, each) for i, each in enumerate(document["annotations"], 1)]
+            "annotations": [
+                {"id": i, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "ignore": 0, **row}
+                for i, row in enumerate(document["annotations"], 1)
+            ]
         }
         truth.createIndex()
-        run = COCOeval(truth, truth.loadRes([dict(row) for row in rows]), "bbox")
+        run = COCOeval(truth, truth.loadRes([dict(row) for row in results]), "bbox")
         if limit is not None:
             run.params.imgIds = sorted(truth.getImgIds())[:limit]
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
+        for step in (run.evaluate, run.accumulate, run.summarize):
+            step()
     return dict(zip(METRICS, map(float, run.stats), strict=True))
-
-
-def _annotation(number: int, row: dict) -> dict:
-    """A row with all that COCOeval reads."""
-    return {"id": number, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "ignore": 0, **row}
 
 
 def _results(results) -> list[dict]:
@@ -84,10 +74,7 @@ def _results(results) -> list[dict]:
         check_boxes(results, "results")
         return results
     rows = read_json(results, "results")
-    keys = ("image_id", "category_id", "bbox", "score")
-    if not isinstance(rows, list) or any(
-        not isinstance(row, dict) or any(key not in row for key in keys) for row in rows
-    ):
-        raise ValueError(f"{results} is no COCO results file: expected a list of {{{', '.join(keys)}}}.")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {*_RESULT_KEYS} for row in rows):
+        raise ValueError(f"{results} is no COCO results file: expected a list of {{{', '.join(_RESULT_KEYS)}}}.")
     check_boxes(rows, f"{results}: results")
     return rows

@@ -1,15 +1,61 @@
 """COCO's metrics of a detector."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.data.detection import DetectionData
+from mnv2_keras.data.detection import DetectionData, DetectionExample
 from mnv2_keras.detection import postprocess_detections, preprocess_detection_image
 from mnv2_keras.evaluation.coco import evaluate_coco
-from mnv2_keras.networks.endpoints import check_input
+from mnv2_keras.evaluation.driver import accumulate
+from mnv2_keras.images import ImageError
+from mnv2_keras.inference.task_networks import task_network
+
+
+class CocoMetrics:
+    """True and detected boxes in COCO's form.
+
+    Args:
+        categories: COCO's id of each class.
+        labels: name of each class, or None.
+
+    Attributes:
+        document: the truth, as a COCO JSON holds it; images are numbered from 1.
+        rows: the detections, as a COCO results file holds them.
+    """
+
+    def __init__(self, categories, labels):
+        names = [{"id": i, "name": label or str(i)} for i, label in zip(categories, labels, strict=True)]
+        self.document: dict[str, list] = {"images": [], "annotations": [], "categories": names}
+        self.rows: list[dict] = []
+        self._categories = categories
+
+    def update(self, truth: list[tuple[DetectionExample, int, int]], predicted: dict[str, np.ndarray]) -> None:
+        """Add images: examples with their height and width in pixels, and what `postprocess_detections` gives for them."""
+        for i, (example, height, width) in enumerate(truth):
+            number = len(self.document["images"]) + 1
+            image = {"id": number, "file_name": str(example.number), "height": height, "width": width}
+            self.document["images"].append(image)
+            for j, (box, label) in enumerate(zip(example.boxes, example.classes, strict=True)):
+                area = {} if example.areas is None else {"area": float(example.areas[j])}
+                row = self._row(image, box, label) | area | {"iscrowd": int(example.crowd[j])}
+                self.document["annotations"].append(row)
+            boxes, classes, scores = (predicted[name][i] for name in ("boxes", "classes", "scores"))
+            for k in range(predicted["num"][i]):
+                self.rows.append(self._row(image, boxes[k], classes[k]) | {"score": float(scores[k])})
+
+    def _row(self, image: dict, box, label: int) -> dict:
+        """A box, corners in parts of the image, as COCO holds it: x, y, width, height in pixels."""
+        ymin, xmin, ymax, xmax = map(float, box)
+        width, height = image["width"], image["height"]
+        bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
+        return {"image_id": image["id"], "category_id": self._categories[label], "bbox": bbox}
+
+    def as_dict(self) -> dict[str, float]:
+        """As `evaluate_coco`."""
+        return evaluate_coco(self.document, self.rows)
 
 
 def evaluate_detector(
@@ -24,7 +70,8 @@ def evaluate_detector(
 
     Args:
         model: of `build_ssdlite_mobilenetv2`, of a fixed input size.
-        data: images and boxes (`read_coco`, `read_voc`, `read_tfds`, `drawn_shapes`).
+        data: images and boxes (`read_coco`, `read_voc`, `read_tfds`, `drawn_shapes`). Images that cannot be read are left out
+            and named in `data.broken`, or raise (see `Readable`).
         batch: images at once.
         progress: called with the number of images done.
         postprocessing: arguments of `postprocess_detections`.
@@ -33,68 +80,46 @@ def evaluate_detector(
         As `evaluate_coco`.
 
     Raises:
-        ValueError: the model's classes are not those of the data, or it takes pixels from 0 to 255.
+        ValueError: the model is no detector, its classes are not those of the data, or it takes pixels from 0 to 255; no image
+            can be read (`ImageError`).
     """
-    check_input(model)
-    classes = model.output["class_predictions_with_background"].shape[-1] - 1
+    return detector_metrics(model, data, batch=batch, progress=progress, **postprocessing).as_dict()
+
+
+def detector_metrics(model, data: DetectionData, *, batch: int = 16, progress=None, **postprocessing) -> CocoMetrics:
+    """The boxes behind `evaluate_detector`."""
+    network, size = task_network(model, "detection", model.name)
+    classes, anchors = network.outputs[1].shape[-1] - 1, ssd_anchors(size)
     if classes != len(data.categories):
         raise ValueError(
-            f"The model has {classes} classes, the data {len(data.categories)}: they must be the same, in one order."
+            f"The model has {classes} classes, the data {len(data.categories)}: they must be the same, in the same order."
         )
-    documents: dict[str, list] = {"images": [], "annotations": []}
-    documents["categories"] = [
-        {"id": n, "name": label or str(n)} for n, label in zip(data.categories, data.labels, strict=True)
-    ]
-    rows = list(coco_results(model, data, documents, batch=batch, progress=progress, **postprocessing))
-    return evaluate_coco(documents, rows)
 
-
-def coco_results(model, data, documents, *, batch: int = 16, progress=None, **postprocessing) -> Iterable[dict]:
-    """A detector's boxes on every image as COCO results; the truth is added to `documents` in COCO's form."""
-    anchors, size = ssd_anchors(model.input_shape[1:3]), model.input_shape[1:3]
-    done = 0
-    for group in _groups(data.examples, batch):
-        pixels = [example.pixels() for example in group]
-        images = np.stack([preprocess_detection_image(each, size) for each in pixels])
+    def predict(images) -> dict[str, np.ndarray]:
         outputs = model.predict_on_batch(images)
-        found = postprocess_detections(
-            outputs["box_encodings"], outputs["class_predictions_with_background"], anchors, **postprocessing
-        )
-        found = {name: value.numpy() for name, value in found.items()}
-        for i, (example, photo) in enumerate(zip(group, pixels, strict=True)):
-            height, width = photo.shape[:2]
-            number = done + i + 1
-            documents["images"].append(
-                {"id": number, "file_name": str(example.number), "height": height, "width": width}
-            )
-            for j, (box, label) in enumerate(zip(example.boxes, example.classes, strict=True)):
-                truth = {"image_id": number, "category_id": data.categories[label], "bbox": _bbox(box, height, width)}
-                truth |= {} if example.areas is None else {"area": float(example.areas[j])}
-                documents["annotations"].append(truth | {"iscrowd": int(example.crowd[j])})
-            for k in range(found["num"][i]):
-                yield {
-                    "image_id": number,
-                    "category_id": data.categories[found["classes"][i, k]],
-                    "bbox": _bbox(found["boxes"][i, k], height, width),
-                    "score": float(found["scores"][i, k]),
-                }
-        done += len(group)
-        if progress is not None:
-            progress(done)
+        encodings, logits = outputs["box_encodings"], outputs["class_predictions_with_background"]
+        return {
+            name: np.asarray(value)
+            for name, value in postprocess_detections(encodings, logits, anchors, **postprocessing).items()
+        }
+
+    metrics = CocoMetrics(data.categories, data.labels)
+    metrics = accumulate(metrics, _batches(data, size, batch), predict, progress)
+    if not metrics.document["images"] and data.broken:
+        raise ImageError(f"None of the images can be read: {next(iter(data.broken.values()))}")
+    return metrics
 
 
-def _bbox(box, height: int, width: int) -> list[float]:
-    """Corners in parts of the image as x, y, width, height in pixels."""
-    ymin, xmin, ymax, xmax = (float(side) for side in box)
-    return [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
-
-
-def _groups(examples: Iterable, size: int) -> Iterable[list]:
-    group = []
-    for example in examples:
-        group.append(example)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+def _batches(data: DetectionData, size: tuple[int, int], batch: int) -> Iterator[tuple]:
+    """Preprocessed images, examples with their sizes, and the number of images so far."""
+    images, truth, done = [], [], 0
+    for done, example in enumerate(data.examples, 1):
+        pixels = data.pixels(example)
+        if pixels is not None:
+            images.append(preprocess_detection_image(pixels, size))
+            truth.append((example, *pixels.shape[:2]))
+        if len(images) == batch:
+            yield np.stack(images), truth, done
+            images, truth = [], []
+    if images:
+        yield np.stack(images), truth, done

@@ -1,11 +1,13 @@
-"""How well masks agree: a confusion matrix kept up to date photo by photo, and what is read from it."""
+"""The agreement of masks: a confusion matrix, updated photo by photo, and the metrics it gives."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.checks import whole_number
+from mnv2_keras.evaluation.driver import accumulate
 from mnv2_keras.figures import check_figure, draw_confusion
 from mnv2_keras.masks import IGNORED
 
@@ -15,14 +17,12 @@ class ConfusionMatrix:
 
     Args:
         classes: number of classes.
-        ignored: the true label of pixels that are not judged; None to judge all.
+        ignored: the true label of pixels that are not counted; None to count all.
     """
 
     def __init__(self, classes: int, ignored: int | None = IGNORED):
-        if isinstance(classes, bool | np.bool_) or not isinstance(classes, int | np.integer) or classes < 1:
-            raise ValueError(f"classes is {classes!r}: expected a whole number of at least 1.")
-        self.classes, self.ignored = int(classes), ignored
-        self.counts = np.zeros((classes, classes), np.int64)
+        self.classes, self.ignored = whole_number("classes", classes), ignored
+        self.counts = np.zeros((self.classes, self.classes), np.int64)
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """Add the pixels of one or many masks.
@@ -40,14 +40,13 @@ class ConfusionMatrix:
                 f"the true mask has shape {truth.shape}, the predicted one {predicted.shape}: expected the same."
             )
         if self.ignored is not None:
-            judged = truth != self.ignored
-            truth, predicted = truth[judged], predicted[judged]
+            counted = truth != self.ignored
+            truth, predicted = truth[counted], predicted[counted]
         for name, labels in (("true", truth), ("predicted", predicted)):
-            if labels.size and (labels.min() < 0 or labels.max() >= self.classes):
-                bad = labels[(labels < 0) | (labels >= self.classes)][0]
-                raise ValueError(f"the {name} mask has the label {bad}: expected 0 to {self.classes - 1}.")
+            for wrong in labels[(labels < 0) | (labels >= self.classes)]:
+                raise ValueError(f"the {name} mask has the label {wrong}: expected 0 to {self.classes - 1}.")
         pairs = truth.astype(np.int64).ravel() * self.classes + predicted.astype(np.int64).ravel()
-        self.counts += np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
+        self.counts += np.bincount(pairs, minlength=self.classes**2).reshape(self.counts.shape)
 
     @property
     def iou(self) -> np.ndarray:
@@ -58,20 +57,19 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the classes that are there (in truth or prediction), as `tf.metrics.mean_iou` has it; NaN without any."""
+        """Mean over the classes that occur (in truth or prediction), as `tf.metrics.mean_iou` has it; NaN without any."""
         present = self.iou[~np.isnan(self.iou)]
         return float(present.mean()) if present.size else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the judged pixels with the right label; NaN without any."""
+        """Share of the counted pixels with the right label; NaN without any."""
         total = self.counts.sum()
         return float(np.trace(self.counts) / total) if total else float("nan")
 
     def as_dict(self, names: Sequence[str] | None = None) -> dict:
-        """Everything, as JSON holds it; absent classes have None."""
-        names = _names(names, self.classes)
-        iou = {name: None if np.isnan(value) else float(value) for name, value in zip(names, self.iou, strict=True)}
+        """All metrics, as JSON holds them; None in place of NaN."""
+        iou = dict(zip(self._names(names), map(_number, self.iou), strict=True))
         return {
             "mean_iou": _number(self.mean_iou),
             "pixel_accuracy": _number(self.pixel_accuracy),
@@ -87,38 +85,34 @@ class ConfusionMatrix:
             ValueError: see `check_figure`.
         """
         check_figure(path)
-        names = _names(names, self.classes)
-        return draw_confusion(self.counts, names, f"mean IoU {self.mean_iou:.3f}", path, percent=True)
+        return draw_confusion(self.counts, self._names(names), f"mean IoU {self.mean_iou:.3f}", path, percent=True)
+
+    def _names(self, names: Sequence[str] | None) -> Sequence[str]:
+        enough = names and len(names) >= self.classes
+        return list(names[: self.classes]) if enough else [f"class {i}" for i in range(self.classes)]
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return None if np.isnan(value) else float(value)
 
 
-def _names(names: Sequence[str] | None, classes: int) -> Sequence[str]:
-    return list(names[:classes]) if names and len(names) >= classes else [f"class {i}" for i in range(classes)]
-
-
-def evaluate_segmenter(segmenter, pairs, progress=None) -> ConfusionMatrix:
-    """Segment every photo and hold it against its mask.
+def evaluate_segmenter(segmenter, pairs, progress: Callable[[int], None] | None = None) -> ConfusionMatrix:
+    """Segment every photo and compare the result with its mask.
 
     Args:
         segmenter: what has `segment(photo).labels` and `classes`, such as a `Segmenter`.
-        pairs: gives (photo, mask): `photos_and_masks`, `tfds_photos_and_masks`, `DrawnShapes`.
+        pairs: gives (photo, mask): `photos_and_masks`, `tfds_photos_and_masks`, `DrawnShapes`. Photos that cannot be read are
+            left out and named in `pairs.broken`, or raise (see `Readable`).
         progress: called after each photo with the number of photos done.
 
     Returns:
-        The matrix over all photos that can be read (`pairs.broken` of a folder names the others); only one photo is in memory
-        at a time.
+        The matrix over all photos; only one photo is in memory at a time.
 
     Raises:
-        ValueError: photos and masks that do not fit each other, naming them; a folder is looked at before the first.
+        ValueError: photos and masks that do not fit each other, naming them; a folder is checked before the first photo.
     """
     if hasattr(pairs, "check"):
         pairs.check()
     matrix = ConfusionMatrix(max(pairs.classes, segmenter.classes or 0))
-    for done, (photo, mask) in enumerate(pairs, start=1):
-        matrix.update(mask, segmenter.segment(photo).labels)
-        if progress:
-            progress(done)
-    return matrix
+    batches = ((photo, mask, done) for done, (photo, mask) in enumerate(pairs, start=1))
+    return accumulate(matrix, batches, lambda photo: segmenter.segment(photo).labels, progress)
