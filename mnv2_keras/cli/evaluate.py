@@ -111,7 +111,9 @@ def detection(
         metrics = evaluate_coco(source.annotations, results, limit=limit)
     else:
         if limit is not None:
-            raise ValueError("--limit goes with --results FILE only: a detector is evaluated on all images of its data.")
+            raise ValueError(
+                "--limit goes with --results FILE only: a detector is evaluated on all images of its data."
+            )
         with working("converting"):
             from mnv2_keras.conversion import open_model
             from mnv2_keras.evaluation.detection import evaluate_detector
@@ -169,9 +171,7 @@ def segmentation(
     if result["mean_iou"] is None:
         out.print("No pixel is counted: all of them are ignored.")
     else:
-        out.print(
-            f"mean IoU {result['mean_iou']:.4f}, pixel accuracy {result['pixel_accuracy']:.4f}, {count} photos."
-        )
+        out.print(f"mean IoU {result['mean_iou']:.4f}, pixel accuracy {result['pixel_accuracy']:.4f}, {count} photos.")
 
 
 def _check_plot(plot: Path | None) -> None:

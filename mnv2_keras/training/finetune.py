@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +137,7 @@ def finetune(
         network = {"input_shape": shape, "classes": len(names), "from": str(weights), "first": first}
         settings = {"model": model, "resume": options.resume, "progress": options.progress}
         model = train(training, held_out, recipe.changed(network=network), folder / "blocks", **settings).model
-    evaluation = evaluate(model, held_out, labels=names, data_name=data_name)
+    evaluation = evaluate(model, replace(held_out, name=data_name), labels=names)
     save_model(model, folder / "model.keras")
     write_text(folder / "labels.txt", "\n".join(names) + "\n")
     photos = _photos(training, shape) if precision in ("int8", "int16x8") else None

@@ -1,5 +1,6 @@
 """The evaluation against scikit-learn, in shards, in parts, and on bad input."""
 
+import dataclasses
 import json
 import shutil
 
@@ -38,7 +39,7 @@ def examples():
     images = (
         rng.integers(0, 256, (60, 1, 1, 1)) * rng.random((60, 16, 16, 1)) ** rng.uniform(0, 3, (60, 1, 1, 1))
     ).astype(np.uint8)
-    return Examples(images, np.arange(60, dtype=np.int32) % CLASSES, tuple("abcdefg"))
+    return Examples(images, np.arange(60, dtype=np.int32) % CLASSES, tuple("abcdefg"), name="noise")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def model(examples):
 
 @pytest.fixture(scope="module")
 def whole(model, examples):
-    return evaluate(model, examples, data_name="noise")
+    return evaluate(model, examples)
 
 
 def test_the_figures_are_scikit_learns(model, examples, whole):
@@ -84,9 +85,16 @@ def test_the_figures_are_scikit_learns(model, examples, whole):
         assert about["top1"] == pytest.approx((best[members] == i).mean())
 
 
+def test_the_old_argument_data_name_is_the_name_of_the_examples(model, examples):
+    few = examples.subset([0, 1])
+    with pytest.warns(DeprecationWarning, match=r"data_name of evaluate is called Examples\.name now"):
+        assert evaluate(model, few, data_name="others").about["data"] == "others"
+    assert evaluate(model, few).about["data"] == "noise"
+
+
 def test_calibration_error_by_hand():
     counts = Counts()
-    counts.add(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]]), np.array([0, 1, 1, 1]))
+    counts.update(np.array([0, 1, 1, 1]), np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]]))
     about = dict.fromkeys(classification._ABOUT, "") | {"labels": ["x", "y"]}
     found = classification.Evaluation(about, [(1, 1)], counts)
     # Bins of 1/15: both 0.9 together (one right), 0.6 in the ninth, 0.65 in the tenth.
@@ -102,7 +110,7 @@ def test_wilson_interval_of_the_books():
 def test_shards_add_up(model, examples, whole, tmp_path):
     paths = []
     for number in (1, 2, 3):
-        part = evaluate(model, examples, data_name="noise", shard=(number, 3))
+        part = evaluate(model, examples, shard=(number, 3))
         assert part.images == 20
         paths.append(part.save(tmp_path / f"{number}.json"))
     merged = merge(paths)
@@ -116,7 +124,7 @@ def test_shards_add_up(model, examples, whole, tmp_path):
         merge([paths[0], paths[2]])
     with pytest.raises(ValueError, match="no receipts"):
         merge([])
-    other = evaluate(model, examples, data_name="others", shard=(2, 3)).save(tmp_path / "other.json")
+    other = evaluate(model, dataclasses.replace(examples, name="others"), shard=(2, 3)).save(tmp_path / "other.json")
     with pytest.raises(ValueError, match="they differ in data"):
         merge([paths[0], other])
     (tmp_path / "wrong.json").write_text("[]")
@@ -170,7 +178,7 @@ def test_other_weights_are_another_evaluation(model, examples, tmp_path):
     last.kernel.assign(-last.kernel)
     counted = []
     for network, number in ((model, 1), (other, 1), (other, 2)):
-        part = evaluate(network, examples, data_name="noise", shard=(number, 2), folder=tmp_path / "parts")
+        part = evaluate(network, examples, shard=(number, 2), folder=tmp_path / "parts")
         counted.append(part.counts.confusion)
         part.save(tmp_path / f"{len(counted)}.json")
     assert counted[0] != counted[1], "the parts of the other weights are not taken"
@@ -203,7 +211,7 @@ def test_digests_of_files_folders_and_checkpoints(model, tmp_path):
 def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(classification, "PART", 25)
     done = []
-    evaluate(model, examples, data_name="noise", folder=tmp_path, progress=lambda *at: done.append(at))
+    evaluate(model, examples, folder=tmp_path, progress=lambda *at: done.append(at))
     assert done == [(25, 60), (50, 60), (60, 60)]
     files = sorted(tmp_path.iterdir())
     assert len(files) == 3
@@ -211,10 +219,10 @@ def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, m
     counted = []
     count = classification._count
     monkeypatch.setattr(classification, "_count", lambda *args: counted.append(args[2]) or count(*args))
-    again = evaluate(model, examples, data_name="noise", folder=tmp_path)
+    again = evaluate(model, examples, folder=tmp_path)
     assert counted == [range(25, 50)]
     assert again.counts.confusion == whole.counts.confusion
-    evaluate(model, examples, data_name="noise", folder=tmp_path, central_fraction=1.0)
+    evaluate(model, examples, folder=tmp_path, central_fraction=1.0)
     assert len(counted) == 4  # another preprocessing is another evaluation
 
 

@@ -11,7 +11,7 @@ from mnv2_keras import ssd_anchors
 from mnv2_keras.cli.main import command_line
 from mnv2_keras.data.detection import DetectionData, DetectionExample, read_coco
 from mnv2_keras.data.drawn_shapes import drawn_shapes
-from mnv2_keras.evaluation.detection import coco_results, evaluate_detector
+from mnv2_keras.evaluation.detection import detector_metrics, evaluate_detector
 from mnv2_keras.training.detection_loss import assign_targets
 
 SIDE = 48
@@ -74,10 +74,10 @@ def test_by_size_it_counts_the_areas_of_the_file_as_pycocotools_does(model, tmp_
     assert metrics["AP_small"] > 0.9
     assert metrics["AP_medium"] > 0.9
 
-    seen = {"images": [], "annotations": []}
-    rows = list(coco_results(model, data, seen, score_threshold=0.5))
+    judged = detector_metrics(model, data, score_threshold=0.5)
+    rows = judged.rows
     for row in rows:
-        row["image_id"] = int(seen["images"][row["image_id"] - 1]["file_name"])
+        row["image_id"] = int(judged.document["images"][row["image_id"] - 1]["file_name"])
     (tmp_path / "results.json").write_text(json.dumps(rows))
     reference = COCO(str(tmp_path / "truth.json"))
     run = COCOeval(reference, reference.loadRes(str(tmp_path / "results.json")), "bbox")
