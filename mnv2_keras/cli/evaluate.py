@@ -10,19 +10,20 @@ from rich.table import Table
 from mnv2_keras.cli.console import err, out, print_json, print_skipped, progress_bar, working
 from mnv2_keras.cli.data_options import BoxData, Data, MaskData, Split
 from mnv2_keras.cli.detect import COCO
-from mnv2_keras.cli.options import Json, grouped_options, numbers, renamed_options
+from mnv2_keras.cli.options import Json, grouped_options, numbers
 from mnv2_keras.cli.segment import PASCAL, Flip, Scales
 
 app = typer.Typer(no_args_is_help=True)
 
-Plot = Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this .png or .svg file.")]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", "--picture", help="Draw the confusion matrix into this .png or .svg file.")
+]
 Receipt = Annotated[Path | None, typer.Option("-o", "--output", help="Write the receipt here, as JSON.")]
 Weights = Annotated[str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a registered name.")]
 
 
 @app.callback(invoke_without_command=True)
 @app.command("classification")
-@renamed_options(picture="plot")
 def evaluate(
     context: typer.Context,
     data: Data = "",
@@ -68,7 +69,6 @@ def evaluate(
 
 
 @app.command()
-@renamed_options(picture="plot")
 def merge(
     receipts: Annotated[list[Path], typer.Argument(help="The receipts of the shards.")],
     receipt: Receipt = None,

@@ -94,7 +94,9 @@ def test_a_finished_run_is_resumed_at_once(trained):
 def test_evaluate_in_shards(trained, tmp_path):
     _, folder, _ = trained
     arguments = ["--data", str(folder / "data"), "--weights", str(folder / "run" / "last.keras")]
-    whole = run(evaluate.app, [*arguments, "--json", "--plot", str(tmp_path / "confusion.png")], catch_exceptions=False)
+    whole = run(
+        evaluate.app, [*arguments, "--json", "--picture", str(tmp_path / "confusion.png")], catch_exceptions=False
+    )
     about = json.loads(whole.stdout)
     assert about["images"] == 12
     assert about["labels"] == ["bright", "dark"]
