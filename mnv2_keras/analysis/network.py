@@ -115,7 +115,7 @@ def _backbone(costs: CostModel, shape: Shape, plan: Plan, final_endpoint: str | 
 
 
 def _sequence(costs: CostModel, x: Tensor, sequence: Sequence[Convolution], stage: str) -> Tensor:
-    """Convolutions one after the other, each a row."""
+    """Convolutions in sequence, a row for each one."""
     return functools.reduce(lambda y, layer: costs.row(y, layer, stage), sequence, x)
 
 

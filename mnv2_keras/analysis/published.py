@@ -27,7 +27,7 @@ def published_figures(alpha: float, resolution: int | tuple[int, int]) -> Publis
     """What TF-Slim's table would print for a classifier, computed.
 
     Source: TF-Slim nets/mobilenet/README.md. Its multiply-adds are truncated (18.887 million is printed as 18) and include the
-    logits. Its parameters are kernels and biases with two decimals; truncated here (rounding gives the same in all 22 rows).
+    logits. Its parameters are kernels and biases with two decimals, truncated here (rounding gives the same 22 figures).
 
     Args:
         alpha: width multiplier.

@@ -51,17 +51,17 @@ def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -
 
 
 def split_divisible(total: int, ways: int) -> tuple[int, ...]:
-    """Cut `total` channels into `ways` parts, each a multiple of 8, as equal as that allows.
+    """Cut `total` channels into `ways` parts, multiples of 8, as equal as that allows.
 
     Source: TF-Slim `conv_blocks._split_divisible`.
 
     Raises:
-        ValueError: `total` is no multiple of 8.
+        ValueError: `total` is not a multiple of 8.
     """
     if total % EXPANSION_DIVISOR:
         raise ValueError(
-            f"{total} channels cannot be split {ways} ways: the parts are multiples of {EXPANSION_DIVISOR}, so the whole must be "
-            f"one too. Use split_expansion=1 and split_projection=1, or divisible_by={EXPANSION_DIVISOR}."
+            f"{total} channels cannot be split {ways} ways: expected a multiple of {EXPANSION_DIVISOR}. Use split_expansion=1 and "
+            f"split_projection=1, or divisible_by={EXPANSION_DIVISOR}."
         )
     parts, used = [], 0
     for i in range(1, ways + 1):
@@ -193,19 +193,7 @@ def _pointwise(name: str, inputs: int, outputs: int, ways: int) -> tuple[Convolu
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The arguments of `make_plan`, checked.
-
-    Attributes:
-        alpha: width multiplier, TF-Slim's `depth_multiplier`; any finite number above 0.
-        channels: channels of the input image.
-        table: rows of (t, c, n, s).
-        stem_channels, last_channels: widths of the first and the last convolution at alpha = 1.
-        output_stride: None, 1 or an even number. After the network's stride has reached it, strides become dilation.
-        finegrain_classification_mode: keep the last convolution at `last_channels` for alpha below 1.
-        min_depth: least number of channels of a layer, expansions excepted.
-        divisible_by: widths are multiples of it (expansions are always multiples of 8).
-        split_expansion, split_projection: groups to cut each expansion and projection into.
-    """
+    """The arguments of `make_plan`, checked; `build_mobilenetv2` describes them. `channels` are those of the image."""
 
     alpha: float = 1.0
     channels: int = 3

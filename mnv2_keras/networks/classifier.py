@@ -46,7 +46,7 @@ def build_mobilenetv2(
     Source: arXiv:1801.04381, Table 2; TF-Slim `mobilenet_v2.mobilenet`.
 
     Args:
-        alpha: width multiplier (TF-Slim's `depth_multiplier`), any number above 0.
+        alpha: width multiplier (TF-Slim's `depth_multiplier`), any finite number above 0.
         input_shape: (H, W, C); H and W may be None. Values in [-1, 1], or 0 to 255 with `include_preprocessing`.
         include_top: whether to pool and classify.
         weights: None (fresh), "imagenet", a name from `list_checkpoints()`, or a local archive, folder, checkpoint, `.keras`,
@@ -55,12 +55,12 @@ def build_mobilenetv2(
         classifier_activation: of the output; None for logits.
         pooling: without the top: None for the feature map, "avg" or "max" for (B, C).
         dropout_rate: before the classifier, in training (TF-Slim keeps 0.8).
-        output_stride: None, 1 or even: once reached, strides become dilation.
+        output_stride: None, 1 or even. After the network's stride has reached it, strides become dilation.
         explicit_padding: pad symmetrically as PyTorch does; what weights trained in PyTorch need.
         finegrain_classification_mode: keep the last convolution at 1280 for alpha below 1, as all published classifiers do
             (TF-Slim's bare function does not).
-        min_depth: least number of channels of a layer.
-        divisible_by: what widths are multiples of.
+        min_depth: least number of channels of a layer, expansions excepted.
+        divisible_by: widths are multiples of it; expansions are always multiples of 8.
         normalization: "batch_norm" or "group_norm".
         groups: groups of the group norm.
         batch_norm_momentum: decay of the moving statistics.
@@ -105,14 +105,8 @@ def build_mobilenetv2(
         split_projection=split_projection,
     )
     _check_size(image, plan.endpoints[plan.end(final_endpoint)].stride)
-    config = ConvConfig(
-        normalization=normalization,
-        groups=groups,
-        momentum=batch_norm_momentum,
-        weight_decay=weight_decay,
-        activation=activation,
-        explicit_padding=explicit_padding,
-    )
+    options = {"weight_decay": weight_decay, "activation": activation, "explicit_padding": explicit_padding}
+    config = ConvConfig(normalization, groups, batch_norm_momentum, **options)
     *_, x = backbone(x, plan, config, final_endpoint).values()
     if include_top:
         x = classification(x, classes, config, dropout_rate, classifier_activation)
