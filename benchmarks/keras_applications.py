@@ -76,7 +76,7 @@ def clean_session() -> None:
 
 
 def whole_process(code: str, rounds: int = 5) -> float:
-    """Median wall time of a process of its own, in milliseconds."""
+    """Median wall time of a new process, in milliseconds."""
     command = [sys.executable, *code.split()] if code.startswith("-m") else [sys.executable, "-c", code]
     run = lambda: subprocess.run(command, check=True, capture_output=True)  # noqa: E731
     run()

@@ -31,7 +31,7 @@ from mnv2_keras.export.options import Quantization
 from mnv2_keras.training.recipes import DIGITS
 from mnv2_keras.weights import save_checkpoint
 
-#: Bits of the mantissa that remain. Half precision has as many, and the archive becomes half as large.
+#: Bits of the mantissa that remain, the number of half precision. The archive becomes half as large.
 MANTISSA = 11
 CALIBRATION = 500
 

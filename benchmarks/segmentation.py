@@ -87,7 +87,7 @@ def main() -> None:
         writer.writerow(
             [f"# {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, {options.rounds} rounds, {packages}"]
         )
-        writer.writerow(["road", "median_ms", "least_ms", "most_ms", "ratio_to_keras"])
+        writer.writerow(["variant", "median_ms", "least_ms", "most_ms", "ratio_to_keras"])
         writer.writerows([name, *(f"{value:.3f}" for value in values)] for name, *values in rows)
     print(f"written: {RESULTS}")
 
