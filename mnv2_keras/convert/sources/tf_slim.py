@@ -13,6 +13,7 @@ import numpy as np
 from mnv2_keras.convert.archives import FETCH_AGAIN, SUFFIXES, extract, first_line
 from mnv2_keras.convert.source import Source, sha256_of
 from mnv2_keras.convert.sources import google_tflite
+from mnv2_keras.convert.tensor_bundle import check_index
 
 _V2_PART = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")
 
@@ -62,6 +63,8 @@ def _read(prefix: Path, path: Path, folder: Path) -> Source:
                 "copy all files of the checkpoint into one folder."
             )
     try:
+        if index.exists():
+            check_index(index)
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
     except Exception as error:  # see Source.array
