@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from mnv2_keras import postprocess_detections, preprocess_detection_image, ssd_anchors
 from mnv2_keras.boxes import decode_boxes
-from mnv2_keras.convert.graph import FrozenGraph
 from mnv2_keras.detection import postprocess_arrays
 
 ANCHORS = ssd_anchors((300, 300))
@@ -52,13 +51,22 @@ def test_equals_it_with_the_exact_ties_of_a_saturated_network(postprocess, testd
 
 
 @pytest.fixture(scope="module")
-def exported(testdata, tmp_path_factory):
-    """The genuine exported graph."""
-    path = tmp_path_factory.mktemp("graph") / "frozen_inference_graph.pb"
+def exported(testdata):
+    """The genuine exported graph, parsed."""
+    definition = tf.compat.v1.GraphDef()
     with tarfile.open(testdata / "checkpoints" / "ssdlite_mobilenet_v2_coco_synthetic.tar.gz") as tar:
         member = next(member for member in tar if member.name.endswith("frozen_inference_graph.pb"))
-        path.write_bytes(tar.extractfile(member).read())
-    return FrozenGraph(path)
+        definition.ParseFromString(tar.extractfile(member).read())
+    return definition
+
+
+def run(definition, feed, names):
+    """The values of nodes, by name."""
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(definition, name="")
+        with tf.compat.v1.Session(graph=graph) as session:
+            values = session.run([f"{name}:0" for name in names], {f"{name}:0": value for name, value in feed.items()})
+    return dict(zip(names, values, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +74,15 @@ def at_thresholds(exported):
     """From a score and an overlap to the graph's detections of `synthetic(1)`."""
     encodings, logits = synthetic(1)
     feed = {"Squeeze": encodings, "concat_1": logits, "image_tensor": np.zeros((1, 300, 300, 3), np.uint8)}
-    names = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+    nodes = {node.name: node for node in exported.node}
 
     @functools.cache
     def detections(score, iou):
-        for node in exported.definition.node:
+        for node in exported.node:
             if node.op == "NonMaxSuppressionV5":
                 for place, value in ((3, iou), (4, score)):
-                    tensor = exported.nodes[node.input[place]].attr["value"].tensor
-                    tensor.CopyFrom(tf.make_tensor_proto(np.float32(value)))
-        return exported.run(feed, {name: name for name in names})
+                    nodes[node.input[place]].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.float32(value)))
+        return run(exported, feed, ("detection_boxes", "detection_scores", "detection_classes", "num_detections"))
 
     return detections
 
@@ -93,11 +100,10 @@ def test_frozen_outputs_of_the_golden(testdata, exported):
     golden = np.load(testdata / "golden" / "detection" / "ssdlite_frozen_uint8_golden.npz")
     for height, width in ((300, 300), (240, 320)):
         image = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-        nodes = {"box_encodings": "Squeeze", "logits": "concat_1", "input": "FeatureExtractor/MobilenetV2/Conv/Conv2D"}
-        nodes["input"] = exported.nodes[nodes["input"]].input[0]
-        run = exported.run({"image_tensor": image}, nodes)
-        encodings, logits = run["box_encodings"], run["logits"]
-        np.testing.assert_allclose(preprocess_detection_image(image[0]), run["input"][0], rtol=0, atol=1e-6)
+        (first,) = (node for node in exported.node if node.name == "FeatureExtractor/MobilenetV2/Conv/Conv2D")
+        values = run(exported, {"image_tensor": image}, ("Squeeze", "concat_1", first.input[0]))
+        encodings, logits, prepared = values.values()
+        np.testing.assert_allclose(preprocess_detection_image(image[0]), prepared[0], rtol=0, atol=1e-6)
         raw = golden[f"{height}x{width}/raw_detection_boxes"]
         for to_library in (np.asarray, tf.constant):
             np.testing.assert_allclose(decode_boxes(to_library(encodings), ANCHORS), raw, rtol=0, atol=2e-3)

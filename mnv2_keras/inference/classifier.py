@@ -116,7 +116,11 @@ class Classifier(Predictor):
         self._check_open()
         if len(self._engine.outputs) < 2:
             raise ValueError("This .tflite gives classes only: give the weights it was made from to embed images.")
-        return np.stack(list(self._stream(single_images(images), self._features, "raise")))
+
+        def features(image, use_all_threads: bool) -> np.ndarray:
+            return self._engine.run(self._prepare(image), (1,), use_all_threads)[0].ravel()
+
+        return np.stack(list(self._stream(images, features, "raise")))
 
     def stream(self, images: Iterable, top: int = 5, on_error: str = "skip") -> Iterator[Classification]:
         """Classify any number of images, in their order, on all cores; a few per core are in memory at a time.
@@ -141,9 +145,6 @@ class Classifier(Predictor):
 
     def _failed(self, image, error: Exception) -> Classification:
         return Classification(image, [], error)
-
-    def _features(self, image, use_all_threads: bool) -> np.ndarray:
-        return self._engine.run(self._prepare(image), (1,), use_all_threads)[0].ravel()
 
     def _prepare(self, image) -> np.ndarray:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":

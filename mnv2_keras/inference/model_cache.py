@@ -78,10 +78,9 @@ def litert_content(
     on_message = on_message or partial(print, file=sys.stderr, flush=True)
     on_message(f"Converting {weights} to LiteRT ({precision}); this is done once and kept in the cache.")
     content = _converted(weights, precision, resolution, task)
-    file, record = _cache_files(key)
     about = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}).encode()
-    if not (_write(file, content) and _write(record, about)):
-        log.warning("The cache folder %s cannot keep the converted model: it is converted each time.", file.parent)
+    if not (_write(f"{key}.tflite", content) and _write(f"{key}.json", about)):
+        log.warning("The cache folder %s cannot keep the converted model: it is converted each time.", _folder())
     return content
 
 
@@ -122,9 +121,9 @@ def _digest(base: Path, files: list[Path]) -> str:
     """SHA-256 over contents and names below `base`; computed again only when a path, a size or a time of change differs."""
     states = [(path, path.stat()) for path in files]
     identity = repr([(str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino) for path, state in states])
-    note = cache_folder() / "litert" / f"weights-{hashlib.sha256(identity.encode()).hexdigest()[:40]}.txt"
+    note = f"weights-{hashlib.sha256(identity.encode()).hexdigest()[:40]}.txt"
     try:
-        digest = note.read_text()
+        digest = (_folder() / note).read_text()
         if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
             return digest
     except (OSError, UnicodeDecodeError):
@@ -137,18 +136,15 @@ def _digest(base: Path, files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def _cache_files(key: str) -> tuple[Path, Path]:
-    """The converted file, and the record of its hash."""
-    folder = cache_folder() / "litert"
-    return folder / f"{key}.tflite", folder / f"{key}.json"
+def _folder() -> Path:
+    return cache_folder() / "litert"
 
 
 def _cached(key: str) -> bytes | None:
     """The file in the cache; None when it is absent, cannot be read, or does not have the recorded hash."""
-    file, record = _cache_files(key)
     try:
-        content = file.read_bytes()
-        if json.loads(record.read_text())["sha256"] == hashlib.sha256(content).hexdigest():
+        content = (_folder() / f"{key}.tflite").read_bytes()
+        if json.loads((_folder() / f"{key}.json").read_text())["sha256"] == hashlib.sha256(content).hexdigest():
             return content
         log.warning("%s in the cache is damaged: it is converted again.", key)
     except FileNotFoundError:
@@ -158,10 +154,10 @@ def _cached(key: str) -> bytes | None:
     return None
 
 
-def _write(path: Path, data: bytes) -> bool:
+def _write(name: str, data: bytes) -> bool:
     """Whether the file could be written. A cache that cannot be written costs the time of another conversion, nothing else."""
     try:
-        write_bytes(path, data)
+        write_bytes(_folder() / name, data)
     except OSError:
         return False
     return True

@@ -29,9 +29,7 @@ class OpenedWeights(NamedTuple):
     content: bytes | None = None  # the `.tflite` file; None with Keras
     labels: Sequence[str] | None = None  # those in the `.tflite` file
     missing: Sequence[str] = ()  # label files that the metadata names and the file does not hold
-    scaling: tuple[np.ndarray, np.ndarray] | None = (
-        None  # (factor, summand) from [-1, 1] to the network's values, if others
-    )
+    scaling: tuple | None = None  # (factor, summand) from [-1, 1] to the network's values; None where these are [-1, 1]
 
 
 def open_weights(
@@ -136,8 +134,8 @@ class Predictor:
     """An opened network, images fed to it, and a pool of threads for streams.
 
     `Classifier`, `Detector` and `Segmenter` are predictors. Each is safe to use from several threads, and a context manager.
-    They share these arguments; on the first use of weights LiteRT's file is made in a subprocess and kept in the cache, and from
-    then on neither TensorFlow nor Keras is imported, but by engine "keras".
+    They share these arguments. On the first use of weights their LiteRT file is made in a subprocess and kept in the cache; from
+    then on only engine "keras" imports TensorFlow and Keras.
 
     Args:
         weights: an archive, folder, checkpoint, registered name, Keras file or Keras model, or a `.tflite` file of the task.
@@ -284,8 +282,7 @@ class Predictor:
     def _submit(self, compute: Callable, image) -> Future:
         with self._lock:  # `close` takes it too, so that no pool is created or used after it
             self._check_open()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="mnv2")
+            self._pool = self._pool or ThreadPoolExecutor(self._workers, thread_name_prefix="mnv2")
             return self._pool.submit(compute, image, False)
 
 
