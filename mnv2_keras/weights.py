@@ -15,6 +15,7 @@ from mnv2_keras.architecture.detector import ANCHOR_SHAPES
 from mnv2_keras.convert.names import DETECTOR, depth, variables
 from mnv2_keras.convert.source import Source
 from mnv2_keras.convert.sources import KERAS_FILES, open_source
+from mnv2_keras.convert.sources.keras_content import check_content
 from mnv2_keras.convert.sources.tf_slim import write_checkpoint
 from mnv2_keras.convert.transfer import Transfer, load_variables, network_shapes
 from mnv2_keras.fetch import fetch_checkpoint
@@ -114,6 +115,7 @@ def _classes(shapes: Shapes) -> int | None:
 def _fill_from_weights_file(model: keras.Model, path: Path) -> None:
     """A `.weights.h5`, which only a model built like the one it was saved from can take."""
     try:
+        check_content(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers it found no weights for
             model.load_weights(path)

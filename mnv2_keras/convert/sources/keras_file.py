@@ -8,6 +8,7 @@ import keras
 import mnv2_keras.layers  # noqa: F401 (registers the layers that a file may hold)
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.source import Source
+from mnv2_keras.convert.sources.keras_content import check_content
 
 
 def load_keras_file(path: Path) -> keras.Model:
@@ -21,6 +22,7 @@ def load_keras_file(path: Path) -> keras.Model:
             f"{path} is not a Keras model file: it is damaged, incomplete or of another kind. Copy it again."
         )
     try:
+        check_content(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py and Keras each raise their own for a damaged file
         hint = "It holds weights only: build the model and pass weights=." if path.name.endswith(".weights.h5") else ""
