@@ -6,30 +6,69 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import pytest
-from training_tasks import ROUND, STEPS, TASKS, examples, recipe, train_task
+from training_tasks import ROUND, STEPS, TASKS, train_task
 
-from mnv2_keras import train
 from mnv2_keras.training.state import DivergedError, load_state
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
+#: Where a run is killed, and how many of its rounds are kept.
+KILLS = {
+    "within a round": ({"kill_at": [2, 2]}, 1),
+    "while a model is written": ({"kill_while_writing": ["last.keras", 2]}, 1),
+    "while the state is written": ({"kill_while_writing": ["state.npz", 2]}, 1),
+    "while the history is written": ({"kill_while_writing": ["history.csv", 2]}, 2),
+}
+#: Detectors and segmenters are saved by the command, at the end.
+KILLED = [(task, kill) for task in TASKS for kill in KILLS if "model" not in kill or task == "classification"]
 
 
-def program(name: str, *arguments, environment=()):
-    """A process that runs a program of this folder, with the tests' shared modules."""
+def run_program(name: str, *arguments) -> None:
+    """Run a program of `programs/`, with the tests' shared modules."""
     settings = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(PROGRAMS.parent)}
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAMS / name), *map(str, arguments)],
-        env=os.environ | settings | dict(environment),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, str(PROGRAMS / name), *map(str, arguments)]
+    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+
+
+class Job(NamedTuple):
+    """A training in a process of its own, when it has ended."""
+
+    code: int  # of its exit
+    errors: str  # what it wrote to the error stream
+    home: Path  # its weights.npz and steps.json
+
+    def weights(self) -> list[np.ndarray]:
+        """Of a job that came to its end."""
+        assert self.code == 0, self.errors
+        with np.load(self.home / "weights.npz") as file:
+            return [file[name] for name in file.files]
+
+
+def run_jobs(folder: Path, chains: list, parallel: int) -> list:
+    """Run chains of stages of jobs (see `programs/train_task.py`); each job as a `Job`."""
+    for c, chain in enumerate(chains):
+        for s, stage in enumerate(chain):
+            for j, job in enumerate(stage):
+                home = folder / f"{c}.{s}.{j}"
+                home.mkdir()
+                job |= {"home": str(home), "folder": str(folder / job.get("folder", f"run{c}"))}
+    (folder / "chains.json").write_text(json.dumps(chains))
+    run_program("train_task.py", folder / "chains.json", parallel)
+    codes = json.loads((folder / "chains.codes.json").read_text())
+
+    def ended(job, code) -> Job:
+        return Job(code, (Path(job["home"]) / "errors.txt").read_text(), Path(job["home"]))
+
+    return [
+        [[ended(*pair) for pair in zip(*stages, strict=True)] for stages in zip(chain, numbers, strict=True)]
+        for chain, numbers in zip(chains, codes, strict=True)
+    ]
 
 
 class Run:
@@ -52,14 +91,14 @@ def assert_equal_weights(weights, expected):
 
 
 def test_a_run_is_made_of_rounds(run):
-    assert [row["step"] for row in run.rows] == [5, 10, 15]
+    assert [row["step"] for row in run.rows] == [ROUND, 2 * ROUND, STEPS]
     assert [at.done for at in run.steps if at.row is None] == list(range(1, STEPS + 1))
     assert [at.row for at in run.steps if at.row] == run.rows
     assert {(at.epochs, at.steps, at.total) for at in run.steps} == {(3, ROUND, STEPS)}
     assert all(at.images_per_second > 0 and np.isfinite(at.seconds_left) for at in run.steps)
     assert {"loss", "learning_rate", "images_per_second", "seconds"} <= run.rows[0].keys()
     losses = [at.loss for at in run.steps if at.row is None]
-    assert run.rows[1]["loss"] == pytest.approx(np.mean(losses[5:10]), rel=1e-6)
+    assert run.rows[1]["loss"] == pytest.approx(np.mean(losses[ROUND : 2 * ROUND]), rel=1e-6)
 
 
 def test_a_folder_holds_the_whole_run(run):
@@ -76,7 +115,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(run, tmp_path):
     """Order of the data, augmentation, dropout, statistics, optimiser and averages."""
 
     def stop(at):
-        if at.done == 8:
+        if at.done == ROUND + 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -88,20 +127,21 @@ def test_a_stopped_run_resumes_to_the_same_bits(run, tmp_path):
     assert_equal_weights(model.get_weights(), run.weights)
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """By task and kill: the killed job, and the one that resumes it."""
+    chains = [[[{"task": task} | KILLS[kill][0]], [{"task": task, "resume": True}]] for task, kill in KILLED]
+    results = run_jobs(tmp_path_factory.mktemp("killed"), chains, parallel=2)
+    return {case: (killed, resumed) for case, ((killed,), (resumed,)) in zip(KILLED, results, strict=True)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [{"kill_at": [2, 3]}, {"kill_in_save": 6}, {"kill_in_save": 9}, {"kill_in_save": 10}])
-def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path, job):
-    """Within a round, and while models, state or history are written."""
-    (tmp_path / "job.json").write_text(
-        json.dumps(job | {"task": run.task, "folder": str(tmp_path / "run"), "weights": ""})
-    )
-    process = program("train_task.py", tmp_path / "job.json")
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL, errors
-    assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) in (1, 2)
-    model, rows = train_task(run.task, tmp_path / "run", resume=True)
-    assert [row["step"] for row in rows] == [5, 10, 15]
-    assert_equal_weights(model.get_weights(), run.weights)
+@pytest.mark.parametrize(("run", "kill"), KILLED, indirect=["run"])
+def test_a_killed_run_resumes_to_the_same_bits(run, kill, killed):
+    killed, resumed = killed[run.task, kill]
+    assert killed.code == -signal.SIGKILL, killed.errors
+    assert_equal_weights(resumed.weights(), run.weights)
+    assert json.loads((resumed.home / "steps.json").read_text())[0] == KILLS[kill][1] * ROUND + 1
 
 
 def test_a_finished_run_is_not_trained_again(run):
@@ -120,10 +160,11 @@ def test_another_run_is_neither_overwritten_nor_resumed(run):
     assert (run.folder / "state.npz").read_bytes() == state
 
 
-def test_a_diverged_run_says_where_and_what_to_do(run, tmp_path):
+@pytest.mark.parametrize("task", [pytest.param(task, marks=[pytest.mark.slow] * (task != TASKS[0])) for task in TASKS])
+def test_a_diverged_run_says_where_and_what_to_do(task, tmp_path):
     settings = {"learning_rate": 1e30, "warmup": 0}
     with pytest.raises(DivergedError, match=r"NaN or infinite at .*step \d, learning rate \d.*Lower the learning rate"):
-        train_task(run.task, tmp_path, settings=settings)
+        train_task(task, tmp_path, settings=settings)
     assert not (tmp_path / "state.npz").exists()
 
 
@@ -141,7 +182,7 @@ def test_mixed_precision_and_averages(tmp_path, task, precision):
     if task == "classification":
         settings |= {"epochs": 1, "optimizer": "adam", "schedule": "cosine", "warmup": 0.5}
     else:
-        settings |= {"steps": 3}
+        settings |= {"steps": 1}
     model, rows = train_task(task, tmp_path, settings=settings)
     assert np.isfinite(rows[0]["loss"])
     convolution = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
@@ -157,10 +198,8 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path):
     results = iter([{"mean_iou": 0.5}, {"mean_iou": 0.6}])
     with pytest.raises(StopIteration):
         train_task("segmentation", tmp_path, evaluate=lambda: next(results))
-    steps = []
-    _, rows = train_task(
-        "segmentation", tmp_path, resume=True, progress=steps.append, evaluate=lambda: {"mean_iou": 0.7}
-    )
+    steps, repeated = [], {"evaluate": lambda: {"mean_iou": 0.7}}
+    _, rows = train_task("segmentation", tmp_path, resume=True, progress=steps.append, **repeated)
     assert steps == []
     assert [row["mean_iou"] for row in rows] == [0.5, 0.6, 0.7]
 
@@ -170,84 +209,71 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path):
 )
 def test_two_devices_end_where_one_does(tmp_path, tasks):
     """MirroredStrategy on two halves of the processor, in a process that has them; a batch they cannot share is refused."""
-    process = program("train_on_two_devices.py", tmp_path, *tasks)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+    run_program("train_on_two_devices.py", tmp_path, *tasks)
 
 
-def two_workers(folder, *jobs):
-    """Two processes on this machine that make one cluster; their exit codes and what they wrote to the error stream."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        hosts = [f"127.0.0.1:{place.getsockname()[1]}" for place in (first, second)]
-    workers = []
-    for i, job in enumerate(jobs):
-        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
-        home = folder / f"worker{i}"
-        home.mkdir(parents=True)
-        (home / "job.json").write_text(json.dumps(job | {"weights": str(home / "weights.npz")}))
-        workers.append(
-            program("train_task.py", home / "job.json", environment={"TF_CONFIG": json.dumps(config)}.items())
-        )
-    try:
-        with ThreadPoolExecutor(2) as pool:  # both pipes are emptied
-            errors = [text for _, text in pool.map(lambda worker: worker.communicate(timeout=600), workers)]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-    return [(worker.returncode, text) for worker, text in zip(workers, errors, strict=True)]
+def pair(first: dict, second: dict) -> list[dict]:
+    """Two jobs on this machine that make one cluster."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        hosts = [f"127.0.0.1:{place.getsockname()[1]}" for place in (one, two)]
+    configs = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}} for i in range(2)]
+    environments = [{"environment": {"TF_CONFIG": json.dumps(config)}} for config in configs]
+    return [first | environments[0], second | environments[1]]
 
 
-def weights_of_both(folder, ended):
-    """The weights of the first worker, when both came to the end with the same."""
-    assert [code for code, _ in ended] == [0, 0], ended
-    with np.load(folder / "worker0" / "weights.npz") as first, np.load(folder / "worker1" / "weights.npz") as second:
-        for name in first.files:
-            np.testing.assert_array_equal(first[name], second[name])
-        return [first[name] for name in first.files]
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """Runs of two workers, by name."""
+    classifier, resumed = {"task": "classification"}, {"task": "classification", "resume": True}
+    lost = classifier | {"kill_at": [2, 2]}
+    chains = {task: [pair(*[{"task": task, "freeze": True}] * 2)] for task in TASKS}
+    chains |= {
+        "uninterrupted": [pair(classifier, classifier)],
+        "first lost": [pair(lost, classifier), pair(resumed, resumed)],
+        "second lost": [pair(classifier, lost), pair(resumed, resumed)],
+        "not the same run": [
+            [classifier | {"folder": "own", "settings": {"epochs": 1}}],
+            pair(resumed | {"folder": "own"}, resumed | {"folder": "other"}),
+        ],
+    }
+    results = run_jobs(tmp_path_factory.mktemp("workers"), list(chains.values()), parallel=1)
+    return dict(zip(chains, results, strict=True))
+
+
+def weights_of_both(jobs):
+    """The weights of the first worker; the second one has the same, moving statistics included."""
+    first, second = (job.weights() for job in jobs)
+    assert_equal_weights(first, second)
+    return first
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_workers_end_where_one_does(tmp_path, task):
-    job = {"task": task, "freeze": True, "folder": str(tmp_path / "run")}
-    weights = weights_of_both(tmp_path, two_workers(tmp_path, job, job))
+def test_two_workers_end_where_one_does(tmp_path, workers, task):
+    weights = weights_of_both(workers[task][0])
     expected = train_task(task, tmp_path / "single", freeze=True).model.get_weights()
     for array, other in zip(weights, expected, strict=True):
         np.testing.assert_allclose(array, other, rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def run_of_two(tmp_path_factory):
-    """The weights after a run of two workers that nothing interrupts: the same on both, moving statistics included."""
-    folder = tmp_path_factory.mktemp("run_of_two")
-    job = {"task": "classification", "folder": str(folder / "run")}
-    return weights_of_both(folder, two_workers(folder, job, job))
-
-
 @pytest.mark.slow
-def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path):
-    train(examples(40, 0), examples(16, 1), recipe(epochs=1), tmp_path / "own")
-    jobs = [{"task": "classification", "folder": str(tmp_path / name), "resume": True} for name in ("own", "other")]
-    for code, text in two_workers(tmp_path, *jobs):
-        assert code == 1
-        assert "ValueError: The workers have 5, 0 finished steps: all of them have to see the same" in text
+def test_workers_that_do_not_see_the_same_run_are_refused(workers):
+    for job in workers["not the same run"][1]:
+        assert job.code == 1
+        start = f"ValueError: The workers have {ROUND}, 0 finished steps: all of them have to see the same"
+        assert start in job.errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_worker_stops_the_other_and_the_run_is_resumed_to_the_same_bits(tmp_path, run_of_two, lost):
-    jobs = [{"task": "classification", "folder": str(tmp_path / "run")} for _ in range(2)]
-    jobs[lost]["kill_at"] = [2, 2]
-    ended = two_workers(tmp_path, *jobs)
-    assert ended[lost][0] == -signal.SIGKILL
-    code, text = ended[1 - lost]
-    assert code == 1
+def test_a_lost_worker_stops_the_other_and_the_run_is_resumed_to_the_same_bits(workers, lost):
+    stopped, resumed = workers[("first lost", "second lost")[lost]]
+    assert stopped[lost].code == -signal.SIGKILL
+    assert stopped[1 - lost].code == 1
+    text = stopped[1 - lost].errors
     assert text.splitlines()[-1].startswith("WorkerLostError: Another worker does not answer any more (epoch 2, step ")
     assert "Start the same command with --resume on all of them. 1 epoch is kept in " in text
-    assert len(load_state(tmp_path / "run" / "state.npz")[1]["rows"]) == 1
-    again = [{"task": "classification", "folder": str(tmp_path / "run"), "resume": True}] * 2
-    resumed = weights_of_both(tmp_path / "again", two_workers(tmp_path / "again", *again))
-    assert_equal_weights(resumed, run_of_two)
+    assert json.loads((resumed[0].home / "steps.json").read_text())[0] == ROUND + 1
+    assert_equal_weights(weights_of_both(resumed), weights_of_both(workers["uninterrupted"][0]))
