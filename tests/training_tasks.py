@@ -63,14 +63,14 @@ def recipe(**options) -> Recipe:
 
 
 @functools.cache
-def short_plans():
+def short_plans(output_stride: int = 16):
     """Plans of a detector (the classic SSD, which has fewer layers) and of a segmenter on the short table."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (detector, segmenter):
             patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
         return (
             detector.make_detector_plan(0.1, classes=3, separable=False, min_depth=8),
-            segmenter.make_segmenter_plan(0.1, classes=4),
+            segmenter.make_segmenter_plan(0.1, classes=4, output_stride=output_stride),
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from training_tasks import SHORT_TABLE, examples, recipe
+from training_tasks import SHORT_TABLE, draw_nothing, examples, recipe
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -24,18 +24,20 @@ from mnv2_keras.data import drawn_shapes as shapes
 from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.inference.segmenter import Segmenter
-from mnv2_keras.training import classification, recipes
+from mnv2_keras.training import classification, recipes, state
 
 run = CliRunner().invoke
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """Short networks, a dozen drawn images, and no switch that would hold for all tests of this process."""
-    draw = shapes.drawn_shapes
+    """Short networks, a dozen drawn images, no curves, and no switch that would hold for all tests of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
-        patch.setattr(shapes, "drawn_shapes", lambda count, *sizes, **options: draw(12, *sizes, **options))
+        patch.setattr(state, "draw_training", draw_nothing)
+        for name in ("drawn_shapes", "DrawnShapes"):
+            draw = getattr(shapes, name)
+            patch.setattr(shapes, name, lambda count, *sizes, draw=draw, **options: draw(12, *sizes, **options))
         for module in (detector, segmenter):
             patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
         yield
@@ -209,7 +211,7 @@ def test_start_from_weights(trained):
 
 
 def test_detection_on_drawn_shapes(tmp_path):
-    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--every", "1"]
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--every", "2"]
     done = run(train.app, ["detection", "--shapes", "-o", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -233,7 +235,7 @@ def test_detection_names_a_photo_it_cannot_read_and_needs_no_matplotlib(tmp_path
         document["annotations"].append({"image_id": number, "category_id": 1, "bbox": [9, 9, 20, 20]})
     (tmp_path / "2.png").write_bytes(b"no picture")
     (tmp_path / "truth.json").write_text(json.dumps(document))
-    options = ["--alpha", "0.1", "--side", "48", "--steps", "3", "--batch", "1"]
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--classic"]
     data = ["--annotations", str(tmp_path / "truth.json"), "--images", str(tmp_path)]
     done = run(train.app, ["detection", "-o", str(tmp_path / "out"), *data, *options])
     assert done.exit_code == 0, done.output
@@ -258,7 +260,7 @@ def test_options_of_detection_that_do_not_go_together_are_refused(options, tmp_p
 def test_segmentation_into_a_file_as_before_and_its_evaluation(shapes_folder, tmp_path):
     model = tmp_path / "model.keras"
     sources = ["--photos", str(shapes_folder / "photos"), "--masks", str(shapes_folder / "masks")]
-    command = ["segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.35", "--crop", "33", *sources]
+    command = ["segmentation", "-o", str(model), "--classes", "4", "--alpha", "0.1", "--crop", "33", *sources]
     command += ["--steps", "2", "--batch", "1", "--freeze-batch-norm"]
     result = run(train.app, command)
     assert result.exit_code == 0, result.output
@@ -307,16 +309,16 @@ def test_the_output_of_segmentation(output, folder, model):
 
 
 def test_segmentation_on_drawn_shapes(tmp_path):
-    options = ["--alpha", "0.35", "--crop", "33", "--steps", "2", "--batch", "2", "--plot", str(tmp_path / "curve.png")]
+    options = ["--alpha", "0.1", "--crop", "33", "--steps", "2", "--batch", "2", "--plot", str(tmp_path / "curve.png")]
     result = run(train.app, ["segmentation", "--shapes", "-o", str(tmp_path / "shapes"), *options])
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "curve.png") as image:
         assert image.size[0] > 600  # losses and mean IoU side by side
-    printed = re.search(r"in 2 steps; mean IoU (\d\.\d{4}) on 300 held-out pictures", result.stdout)
+    printed = re.search(r"in 2 steps; mean IoU (\d\.\d{4}) on 12 held-out pictures", result.stdout)
     model = tmp_path / "shapes" / "segmenter.keras"
-    mean_iou = evaluate_segmenter(Segmenter(model), DrawnShapes(300, 33, seed=1)).mean_iou
+    mean_iou = evaluate_segmenter(Segmenter(model), DrawnShapes(12, 33, seed=1)).mean_iou
     assert f"{mean_iou:.4f}" == printed[1]
     result = run(evaluate.app, ["segmentation", str(model), "--shapes", "--json"])
     figures = json.loads(result.stdout)
-    assert figures["pixels"] == 300 * 33 * 33
+    assert figures["pixels"] == 12 * 33 * 33
     assert figures["mean_iou"] == pytest.approx(mean_iou)

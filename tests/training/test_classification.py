@@ -12,8 +12,9 @@ import tensorflow as tf
 from PIL import Image
 from training_tasks import examples, frozen, recipe
 
+from mnv2_keras import figures
 from mnv2_keras.data.classification import Examples
-from mnv2_keras.training import classification
+from mnv2_keras.training import classification, state
 from mnv2_keras.training.classification import ClassificationStep, balanced_weights, build, train
 from mnv2_keras.training.recipes import Schedule
 from mnv2_keras.training.state import DivergedError, load_state
@@ -21,11 +22,21 @@ from mnv2_keras.training.state import DivergedError, load_state
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that nothing interrupts."""
+    """A run that nothing interrupts, with curves."""
     folder = tmp_path_factory.mktemp("run")
     steps = []
-    run = train(examples(40, 0), examples(16, 1), recipe(), folder, progress=steps.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "draw_training", figures.draw_training)
+        run = train(examples(40, 0), examples(16, 1), recipe(), folder, progress=steps.append)
     return run, folder, steps
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """A run of one epoch with one step, and its recipe."""
+    folder, chosen = tmp_path_factory.mktemp("run"), recipe(average=None, epochs=1, learning_rate=1e-3)
+    train(examples(8, 0), examples(8, 1), chosen, folder)
+    return folder, chosen
 
 
 def test_a_run_learns_and_leaves_its_files(finished):
@@ -86,7 +97,7 @@ def test_what_a_kill_after_the_last_state_left_out_is_written_on_resume(finished
     (again / "history.csv").write_text("".join(rows.splitlines(True)[:-1]))
     train(examples(40, 0), examples(16, 1), recipe(), again, resume=True)
     assert (again / "history.csv").read_text() == rows
-    assert (again / "curves.png").stat().st_size > 1000
+    assert (again / "curves.png").is_file()
     assert last.is_file()
 
 
@@ -107,14 +118,14 @@ def test_a_run_with_other_data_is_not_resumed(finished):
 @pytest.mark.parametrize(
     ("rate", "cause"), [(1e30, "all weights are still finite"), (math.nan, "the first such weight is Conv/")]
 )
-def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(tmp_path, rate, cause):
-    """The loss of a step is that of the weights before it: with one step an epoch, nothing but the weights tells."""
-    chosen = recipe(average=None, epochs=1, learning_rate=1e-3)
-    train(examples(8, 0), examples(8, 1), chosen, tmp_path)
+def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(one_epoch, tmp_path, rate, cause):
+    """The loss of a step is that of the weights before it: with one step in an epoch, only the weights show it."""
+    folder, chosen = one_epoch
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Schedule, "rate", lambda *_: rate)
-        if math.isnan(rate):  # the weights are looked at too
+        if math.isnan(rate):  # the weights are checked too
             patch.setattr(classification, "judge", lambda *_: (0.5, 0.5))
         with pytest.raises(DivergedError, match=rf"epoch 2, step 1, .*{cause}.* 1 epoch is kept in "):
             train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)

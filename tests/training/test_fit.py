@@ -173,8 +173,9 @@ def test_a_diverged_run_says_where_and_what_to_do(task, tmp_path):
     [
         ("classification", "float16"),
         ("classification", "bfloat16"),
-        ("detection", "bfloat16"),
-        ("segmentation", "float16"),
+        # Not bfloat16: with oneDNN on CPUs, TensorFlow's gradients of 3 x 3 kernels on maps of 2 x 2 pixels are not defined.
+        pytest.param("detection", "float16", marks=pytest.mark.slow),
+        ("segmentation", "bfloat16"),
     ],
 )
 def test_mixed_precision_and_averages(tmp_path, task, precision):
@@ -182,7 +183,7 @@ def test_mixed_precision_and_averages(tmp_path, task, precision):
     if task == "classification":
         settings |= {"epochs": 1, "optimizer": "adam", "schedule": "cosine", "warmup": 0.5}
     else:
-        settings |= {"steps": 1}
+        settings |= {"steps": 4}  # with float16 the first ones only find the scale of the loss
     model, rows = train_task(task, tmp_path, settings=settings)
     assert np.isfinite(rows[0]["loss"])
     convolution = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))

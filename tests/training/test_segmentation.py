@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_tasks import small_segmenter
+from training_tasks import short_plans, small_segmenter
 
 from mnv2_keras import build_deeplabv3_mobilenetv2
 from mnv2_keras.convert.goldens import name_rule_value
@@ -61,7 +61,7 @@ def test_loss_of_ignored_pixels():
 
 def test_schedule_and_batch_norms():
     recipe = SegmentationRecipe(steps=100, learning_rate=0.007, fine_tune_batch_norm=False, batch_norm_momentum=0.5)
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3))
+    model = small_segmenter()
     set_batch_norms(model, recipe)
     rate = recipe.learning_rates().rate
     for step in (0, 1, 50, 99, 100, 200):
@@ -99,7 +99,7 @@ def test_all_steps_are_trained(shapes_folder):
 
 def test_a_step_is_the_genuine_programs():
     """Loss with weight decay, for a model built without any; momentum; twice the gradient for biases."""
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, dropout_rate=0.0)
+    model = small_segmenter(weight_decay=0.0, dropout_rate=0.0)
     before = {variable.path: variable.numpy() for variable in model.trainable_variables}
     recipe = dataclasses.replace(TINY, steps=1, weight_decay=4e-3, fine_tune_batch_norm=False)
     ((images, masks),) = segmentation_batches(DrawnShapes(3, 33), 2, (33, 33), recipe.scales, recipe.flip, 0).take(1)
@@ -147,17 +147,16 @@ def test_training_learns_and_refuses_what_does_not_fit(shapes_folder):
     before = [weight.numpy() for weight in model.weights]
     pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
     learned = dataclasses.replace(TINY, steps=24, batch=3, learning_rate=0.05, scales=(1.0,), flip=0.0)
-    rows = train_segmenter(model, pairs, learned, every=8)
+    rows = train_segmenter(model, pairs, learned, every=8, folder=shapes_folder / "run")
     assert rows[2]["loss"] < 0.8 * rows[0]["loss"]
     changed = [not np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True)]
     assert np.mean(changed) > 0.95
+    other = small_segmenter(plan=short_plans(output_stride=8)[1])
+    with pytest.raises(ValueError, match="of a run with other network"):
+        train_segmenter(other, pairs, learned, folder=shapes_folder / "run", resume=True)
     save_mask(np.zeros((40, 39)), shapes_folder / "masks" / "1.png")
     with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask"):
         train_segmenter(model, photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4), TINY)
-    other = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4, output_stride=8)
-    train_segmenter(model, DrawnShapes(3, 33), TINY, folder=shapes_folder / "run")
-    with pytest.raises(ValueError, match="of a run with other network"):
-        train_segmenter(other, DrawnShapes(3, 33), TINY, folder=shapes_folder / "run", resume=True)
     with pytest.raises(ValueError, match="the recipe crops to 65 x 65"):
         train_segmenter(model, pairs, dataclasses.replace(TINY, crop=(65, 65)))
     with pytest.raises(ValueError, match="the masks have 5 classes, the model 4"):
@@ -166,17 +165,16 @@ def test_training_learns_and_refuses_what_does_not_fit(shapes_folder):
 
 def test_the_folder_under_its_old_name(tmp_path, shapes_folder):
     """`state=` was a file; the run's folder stands beside it, and a state of that release is refused."""
+    model, shapes = small_segmenter(), DrawnShapes(3, 33)
     with pytest.warns(DeprecationWarning, match="the argument state of train_segmenter is called folder"):
-        train_segmenter(small_segmenter(), DrawnShapes(3, 33), TINY, state=tmp_path / "voc.keras.state.npz")
+        train_segmenter(model, shapes, TINY, state=tmp_path / "voc.keras.state.npz")
     assert (tmp_path / "voc" / "state.npz").is_file()
     np.savez(tmp_path / "old.keras.state.npz", about=np.array("{}"), a0=np.zeros(2))
     with (
         pytest.warns(DeprecationWarning, match="state"),
         pytest.raises(ValueError, match="written by an earlier release"),
     ):
-        train_segmenter(
-            small_segmenter(), DrawnShapes(3, 33), TINY, state=tmp_path / "old.keras.state.npz", resume=True
-        )
+        train_segmenter(model, shapes, TINY, state=tmp_path / "old.keras.state.npz", resume=True)
 
 
 def test_a_mask_that_cannot_be_read_stops_with_its_name_and_what_is_kept(tmp_path, shapes_folder):
@@ -187,6 +185,6 @@ def test_a_mask_that_cannot_be_read_stops_with_its_name_and_what_is_kept(tmp_pat
             for path in (shapes_folder / "masks").iterdir():
                 save_mask(np.full((40, 40), 9), path)
 
-    recipe = dataclasses.replace(TINY, steps=40)
+    recipe = dataclasses.replace(TINY, steps=40, batch=1)
     with pytest.raises(ValueError, match=r"png.* The first \d steps are kept in .* --resume continues from there"):
         train_segmenter(small_segmenter(), pairs, recipe, every=2, folder=tmp_path / "run", progress=progress)
