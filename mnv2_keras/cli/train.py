@@ -18,10 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in this folder.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Batches in the run.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="Weights to start from: of the same task, of a classifier, or imagenet. Default: fresh ones."),
-]
+Weights = Annotated[str | None, typer.Option(help="Weights to start from: of this task, of a classifier, or imagenet.")]
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,7 @@ def train(
     weights: Annotated[str | None, typer.Option(help="Weights to start from. Default: fresh ones.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Give rare classes a larger weight in the loss.")
-    ] = False,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weights for rare classes in the loss.")] = False,
     resume: Resume = False,
 ) -> None:
     """Train a classifier by a recipe. On several machines (TF_CONFIG, SLURM) start the same command on each.
@@ -67,7 +62,9 @@ def train(
             f"--weights mobilenet_v2_1.0_224{' --probe' if recipe == 'linear_probe' else ''} -o {output}."
         )
     with working("importing TensorFlow, reading the data"):
-        strategy = start_strategy()
+        from mnv2_keras.training.distribution import start
+
+        strategy = start()
         from mnv2_keras.data.classification import read_splits
         from mnv2_keras.training import classification
         from mnv2_keras.training.recipes import recipe_named
@@ -106,9 +103,7 @@ def detection(
     data: BoxData,
     output: Output,
     split: Split = "train",
-    recipe: Annotated[
-        str | None, typer.Option(help="paper or shapes. Default: shapes with --shapes, otherwise paper.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="paper, or shapes, the default with --shapes.")] = None,
     weights: Weights = None,
     classic: Annotated[bool, typer.Option("--classic", help="The classic SSD in place of SSDLite.")] = False,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
@@ -124,7 +119,9 @@ def detection(
     Example: mnv2 train detection --shapes --weights imagenet -o shapes/
     """
     with working("building"):
-        strategy = start_strategy()
+        from mnv2_keras.training.distribution import start
+
+        strategy = start()
         from mnv2_keras.atomic import write_text
         from mnv2_keras.checks import one_of
         from mnv2_keras.data.detection import detection_batches
@@ -137,7 +134,6 @@ def detection(
         examples = data.read(split, side=chosen.side)
         with strategy.scope():
             model = build(chosen, len(examples.labels), weights=weights, separable=not classic)
-    listed, broken, augment = len(examples.skipped), {}, augmentation(chosen.flip, chosen.crop)
     print_skipped(examples.skipped)
     options, figure = {"folder": output, "resume": resume, "every": every}, ""
     if data.shapes:
@@ -145,16 +141,13 @@ def detection(
         options["evaluate"] = lambda: evaluate_detector(model, held_out, score_threshold=0.01)
         figure = f"AP50 {{AP50:.3f}} on {len(held_out.examples)} held-out images"
 
-    def batches(done: int):
-        reading = {"augment": augment, "seed": chosen.seed, "broken": broken, "start": done}
-        return detection_batches(examples.examples, (chosen.side, chosen.side), chosen.batch, **reading)
+    augment, size = augmentation(chosen.flip, chosen.crop), (chosen.side, chosen.side)
 
-    def print_broken() -> None:
-        print_skipped(examples.skipped[listed:])
-        print_skipped(dict(broken), most=20)
+    def batches(done: int):
+        return detection_batches(examples, size, chosen.batch, augment=augment, seed=chosen.seed, start=done)
 
     with strategy.scope():
-        run(train_detector, model, batches, chosen, output / "detector.keras", figure, print_broken, **options)
+        run(train_detector, model, batches, chosen, output / "detector.keras", figure, examples, **options)
     write_text(output / "labels.txt", "".join(f"{label or 'unused'}\n" for label in examples.labels))
 
 
@@ -193,7 +186,9 @@ def segmentation(
     classes = 4 if data.shapes else classes
     pairs = data.read(split, classes, side=crop or 65)
     with working("building"):
-        strategy = start_strategy()
+        from mnv2_keras.training.distribution import start
+
+        strategy = start()
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
         from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, build, train_segmenter
@@ -214,30 +209,29 @@ def segmentation(
         options["evaluate"] = lambda: {"mean_iou": evaluate_segmenter(segmenter, held_out).mean_iou}
         figure = f"mean IoU {{mean_iou:.4f}} on {len(held_out)} held-out pictures"
 
-    def print_broken() -> None:
-        print_skipped(getattr(pairs, "broken", {}), most=20)
-
     with strategy.scope():
-        rows = run(train_segmenter, model, pairs, chosen, path, figure, print_broken, **options)
+        rows = run(train_segmenter, model, pairs, chosen, path, figure, pairs, **options)
     if plot:
         draw_training(rows, plot)
 
 
-def run(train_task: Callable, model, data, recipe, path: Path, figure: str, print_broken: Callable, **options) -> list:
+def run(train_task: Callable, model, batches, recipe, path: Path, figure: str, data, **options) -> list[dict]:
     """Train a detector or segmenter, save the model to `path`, and print how the run ended.
 
     Args:
-        train_task: `train_detector` or `train_segmenter`; called with model, data, recipe and options.
+        train_task: `train_detector` or `train_segmenter`; called with model, batches, recipe and options.
         figure: a format of the last row's evaluation, or nothing.
-        print_broken: called at the end, also of a run that fails: prints the images that could not be read.
+        data: its images that cannot be read are printed at the end, also of a run that fails.
     """
     from mnv2_keras.weights import save_model
 
+    printed = len(getattr(data, "skipped", ()))
     try:
         with training_bar() as progress:
-            rows = train_task(model, data, recipe, progress=progress, **options)
+            rows = train_task(model, batches, recipe, progress=progress, **options)
     finally:
-        print_broken()
+        print_skipped(getattr(data, "skipped", ())[printed:])
+        print_skipped(getattr(data, "broken", {}), most=20)
     save_model(model, path)
     if not progress.steps:
         out.print(f"{options['folder']} is finished: there is nothing to resume.", highlight=False, soft_wrap=True)
@@ -249,17 +243,6 @@ def run(train_task: Callable, model, data, recipe, path: Path, figure: str, prin
         soft_wrap=True,
     )
     return rows
-
-
-def start_strategy():
-    """The strategy of this process; call it before anything else of TensorFlow."""
-    from mnv2_keras.training.distribution import start
-
-    strategy = start()
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()  # so that a resumed run ends with the same bits on GPUs too
-    return strategy
 
 
 def folder_and_model(output: Path) -> tuple[Path, Path]:
@@ -281,8 +264,7 @@ class training_bar(progress_bar):
 
     #: Columns of a history's rows, as the line shows them.
     FIGURES = ("loss", "accuracy", "val_accuracy", "localization", "classification", "AP50", "mean_iou")
-    #: Steps that were trained.
-    steps = 0
+    steps = 0  # that were trained
 
     def features(self, done: int, count: int) -> None:
         """Show for how many photos the backbone's features are computed."""
@@ -290,15 +272,14 @@ class training_bar(progress_bar):
 
     def __call__(self, at) -> None:
         """Show a step, or the end of an epoch or round."""
-        if at.row:
-            epoch = f"epoch {at.epoch}/{at.epochs}" if "epoch" in at.row else f"step {at.done}/{at.total}"
-            figures = "".join(f"  {name} {at.row[name]:.4f}" for name in self.FIGURES if name in at.row)
-            line = f"{epoch}{figures}  {at.row['images_per_second']:.0f} images/s"
-            err.print(line, highlight=False, soft_wrap=True)
+        speed = f"{at.images_per_second:.0f} images/s"
+        if not at.row:
+            self.steps += 1
+            self.update(at.done, at.total, description="training", detail=f"loss {at.loss:.3f}  {speed}")
             return
-        self.steps += 1
-        detail = f"loss {at.loss:.3f}  {at.images_per_second:.0f} images/s"
-        self.update(at.done, at.total, description="training", detail=detail)
+        epoch = f"epoch {at.epoch}/{at.epochs}" if "epoch" in at.row else f"step {at.done}/{at.total}"
+        figures = "".join(f"  {name} {at.row[name]:.4f}" for name in self.FIGURES if name in at.row)
+        err.print(f"{epoch}{figures}  {speed}", highlight=False, soft_wrap=True)
 
     def __exit__(self, kind, *others) -> None:
         super().__exit__(kind, *others)

@@ -28,7 +28,7 @@ class Run(NamedTuple):
     """The result of a training."""
 
     model: keras.Model  # with the averaged weights, if the recipe has averages
-    history: list[dict]
+    history: list[dict]  # see `fit`; val_loss and val_accuracy are of the held-out images
     broken: dict[str, str]  # images that could not be read, and why
 
 
@@ -119,21 +119,21 @@ def train(
         model: to train further, built within the strategy's scope; the recipe's network by default.
         resume: resume the run in this folder; it starts from the beginning if no epoch was finished.
         class_weights: of the loss, by label.
-        progress: called after each step and each epoch.
+        progress: as in `fit`, which documents the history and the errors too.
         strategy: for several devices or machines (see `distribution`).
-
-    Returns:
-        The model with its last weights (their averages, if the recipe has them), the history (see `fit`; `val_loss` and
-        `val_accuracy` are of the held-out images), and the images that could not be read.
 
     Raises:
         ValueError: the recipe does not fit the data; images have no labels, or no image of a class can be read; a key of the
             class weights is not a label.
-        ValueError, DivergedError, WorkerLostError, OSError: as in `fit`.
     """
     strategy = strategy or tf.distribute.get_strategy()
     class_names, folder = training.class_names, Path(folder).expanduser()
-    class_weights = _checked_weights(class_weights or {}, class_names)
+    class_weights = {label: float(weight) for label, weight in (class_weights or {}).items()}
+    if wrong := [label for label in class_weights if label not in range(len(class_names))]:
+        raise ValueError(
+            f"class_weights has the key {wrong[0]!r}: expected labels, from 0 ({class_names[0]}) to {len(class_names) - 1} "
+            f"({class_names[-1]})."
+        )
     identity = recipe.identity() | {
         "class_weights": {str(label): weight for label, weight in sorted(class_weights.items())},
         "training": training.fingerprint(),
@@ -176,15 +176,6 @@ def train(
 
     rows = fit(step, batches, recipe.learning_rates(steps), run, evaluate, save=save, progress=progress)
     return Run(model, rows, {**training.broken, **held_out.broken})
-
-
-def _checked_weights(class_weights: Mapping, class_names) -> dict[int, float]:
-    if wrong := [label for label in class_weights if label not in range(len(class_names))]:
-        raise ValueError(
-            f"class_weights has the key {wrong[0]!r}: expected labels, from 0 ({class_names[0]}) to {len(class_names) - 1} "
-            f"({class_names[-1]})."
-        )
-    return {int(label): float(weight) for label, weight in class_weights.items()}
 
 
 def balanced_weights(examples) -> dict[int, float]:

@@ -29,14 +29,11 @@ def random_horizontal_flip(image, boxes, classes, seed):
 
 
 def crop_to_window(image, boxes, classes, window, least_inside):
-    """Cut an image at a window; an object stays when enough of it is inside, and its box is cut with the image.
+    """Cut an image at a window, a box (4,); an object stays when enough of it is inside, and its box is cut with the image.
+
+    `least_inside` is the part of an object's box that must be inside; 0 takes all objects that are partly inside.
 
     Source: `preprocessor._strict_random_crop_image`.
-
-    Args:
-        image, boxes, classes: as above, and so is what it returns.
-        window: (4,) ymin, xmin, ymax, xmax in parts of the image.
-        least_inside: the part of an object's box that must be inside for it to stay; 0 takes all that are partly inside.
     """
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     ymin, xmin, ymax, xmax = (

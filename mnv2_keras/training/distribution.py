@@ -14,10 +14,7 @@ PORT = 12_345
 
 
 def cluster(environment: Mapping[str, str]) -> dict | None:
-    """The `TF_CONFIG` of this process, as a dictionary; None for a single process.
-
-    Args:
-        environment: such as `os.environ`.
+    """The `TF_CONFIG` of this process, given `os.environ`; None for a single process.
 
     Raises:
         ValueError: `TF_CONFIG` is not JSON of the expected form, or SLURM's lists of nodes or of their tasks cannot be read.
@@ -80,12 +77,16 @@ def expand_nodes(text: str) -> list[str]:
 
 
 def start():
-    """The strategy of this process, of several workers, several GPUs or neither. Call it before TensorFlow does anything else."""
+    """The strategy of this process, of several workers, several GPUs or neither. Call it before TensorFlow does anything else.
+
+    From then on a resumed run ends with the same bits on GPUs too.
+    """
     config = cluster(os.environ)
     if config:
         os.environ["TF_CONFIG"] = json.dumps(config)
     import tensorflow as tf
 
+    tf.config.experimental.enable_op_determinism()
     if config:
         return tf.distribute.MultiWorkerMirroredStrategy()
     if len(tf.config.list_physical_devices("GPU")) > 1:

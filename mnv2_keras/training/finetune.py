@@ -37,19 +37,12 @@ CALIBRATION = 100
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The result of fine-tuning; the files are in its folder.
-
-    Attributes:
-        model: the classifier.
-        evaluation: on the held-out photos.
-        probe_accuracy: held-out accuracy of the head alone, before any block was trained.
-        broken: photos that could not be read, and why.
-    """
+    """The result of fine-tuning; the files are in its folder."""
 
     model: keras.Model
-    evaluation: Evaluation
-    probe_accuracy: float
-    broken: dict[str, str]
+    evaluation: Evaluation  # on the held-out photos
+    probe_accuracy: float  # held-out accuracy of the head alone, before any block was trained
+    broken: dict[str, str]  # photos that could not be read, and why
 
 
 class _Options(NamedTuple):
@@ -58,13 +51,10 @@ class _Options(NamedTuple):
     features: Callable[[int, int], None] | None = None
 
 
-def with_new_head(
-    model: keras.Model, classes: int, dropout_rate: float = 0.2, weight_decay: float = 0.0
-) -> keras.Model:
+def with_new_head(model: keras.Model, classes: int) -> keras.Model:
     """A new classifier on the backbone of a model of this package; the backbone's layers are shared."""
     last = next(name for name in reversed(blocks(model)) if name[6:].isdigit())
-    config = ConvConfig(weight_decay=weight_decay)
-    outputs = classification(endpoints(model)[last], classes, config, dropout_rate)
+    outputs = classification(endpoints(model)[last], classes, ConvConfig(weight_decay=4e-5), dropout_rate=0.2)
     return keras.Model(model.input, outputs, name=model.name)
 
 
@@ -124,7 +114,7 @@ def finetune(
     training, held_out = read_splits(data, recipe.held_out, recipe.seed)
     names = training.class_names
     keras.utils.set_random_seed(recipe.seed)
-    model = with_new_head(open_model(weights)[0], len(names), weight_decay=4e-5)
+    model = with_new_head(open_model(weights)[0], len(names))
     shape = model.input_shape[1:]
     if None in shape:
         raise ValueError(

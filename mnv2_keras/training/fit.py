@@ -52,8 +52,8 @@ def fit(
         batches: from the number of finished steps to this worker's parts of the batches (tuples) from there on.
         schedule: learning rates, and the number of steps.
         folder: of the run.
-        evaluate: called after each round, while the model holds the weights to evaluate; what it returns is added to the row. If
-            it is interrupted, a resumed run repeats it.
+        evaluate: called after each round, while the model holds the weights to evaluate; what it returns is added to the row. A
+            resumed run repeats an interrupted evaluation.
         every: steps of a round; the last round may be shorter. With a schedule in epochs a round is an epoch.
         save: called after each evaluation with all rows, by the first worker, while the model holds the weights to save.
         progress: called after each step, and with a row after each round.
@@ -65,8 +65,7 @@ def fit(
 
     Raises:
         ValueError: the folder's state is of another run; the batches end too early, or cannot be read; the workers do not start
-            from the same step. (From the step and the folder: the model takes pixels from 0 to 255; the devices cannot share
-            the batch; the folder holds a run and is not resumed.)
+            from the same step.
         DivergedError: the loss or a weight is NaN or infinite; the message says where. The rounds before are kept.
         WorkerLostError: another worker of this run does not answer.
         OSError: no room; what was saved before is still there.
@@ -171,10 +170,14 @@ class _Loop:
 
     def _report(self, done: int, loss: float, speed: float, left: float, row: dict | None = None) -> None:
         if self.progress:
-            total, first = self.schedule.steps, (done - 1) // self.every * self.every
-            place_in_run = first // self.every + 1, math.ceil(total / self.every)
-            place_in_round = done - first, min(self.every, total - first)
-            self.progress(Progress(*place_in_run, *place_in_round, loss, speed, left, row, done, total))
+            total, every, finished = self.schedule.steps, self.every, (done - 1) // self.every
+            place = (
+                finished + 1,
+                math.ceil(total / every),
+                done - finished * every,
+                min(every, total - finished * every),
+            )
+            self.progress(Progress(*place, loss, speed, left, row, done, total))
 
     def _at(self, number: int) -> str:
         """Where step `number` (the first is 0) is."""

@@ -10,13 +10,11 @@ import tensorflow as tf
 
 
 class FusedBatchNormalization(keras.layers.Layer):
-    """A batch norm's computation in training, on that layer's own variables.
+    """The computation in training of a built Keras batch norm over the last of four axes, on that layer's own variables.
+
+    The layer is called unchanged where it is frozen (`trainable = False`), and outside training.
 
     Source: TF-Slim `layers.batch_norm(fused=True)`.
-
-    Args:
-        norm: a built Keras batch norm over the last of four axes. It is called unchanged where it is frozen
-            (`trainable = False`), and outside training.
     """
 
     def __init__(self, norm: keras.layers.BatchNormalization):
@@ -45,10 +43,7 @@ class FusedBatchNormalization(keras.layers.Layer):
 
 
 def with_fused_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy of a functional model over (B, H, W, C) to call in a training step.
-
-    It shares all layers and variables; batch norms with scale and offset are computed by `FusedBatchNormalization`.
-    """
+    """A copy of a functional model, of the same layers and variables, with `FusedBatchNormalization` in place of batch norms."""
 
     def fused(layer):
         batch_norm = isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center

@@ -107,18 +107,12 @@ def _load(path: Path, examples) -> Features | None:
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained head.
+    """A trained head."""
 
-    Attributes:
-        kernel, bias: float32 (C, classes), (classes,).
-        history: a row for each epoch.
-        seconds: of the features, and of the training.
-    """
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    history: list[dict]
-    seconds: tuple[float, float]
+    kernel: np.ndarray  # float32 (C, classes)
+    bias: np.ndarray  # float32 (classes,)
+    history: list[dict]  # a row for each epoch
+    seconds: tuple[float, float]  # of the features, and of the training
 
 
 def linear_probe(

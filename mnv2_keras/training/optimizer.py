@@ -57,14 +57,10 @@ class SlimRMSprop(keras.optimizers.Optimizer):
 
 
 class MovingAverages:
-    """Exponential moving averages of some variables.
+    """Exponential moving averages of some Keras variables; they start at the variables' present values.
 
     Source: `tf.train.ExponentialMovingAverage(decay, num_updates=global_step)`: after step n (from 1) the decay is
     `min(decay, (1 + n) / (10 + n))`, so that the weights of the first steps lose their influence quickly.
-
-    Args:
-        variables: Keras variables; the averages start at their present values.
-        decay: 0.9999 as published.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], decay: float = 0.9999):

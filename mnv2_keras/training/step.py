@@ -42,12 +42,9 @@ class TrainingStep:
     Args:
         network: from images to what the loss takes; it shares the layers of `model`.
         model: what is trained, evaluated and saved; built within `strategy.scope()`.
-        recipe: its batch is shared by the devices.
+        recipe: its batch is shared by the devices; a ValueError says that they cannot.
         strategy: of TensorFlow; None takes the one in whose scope this is called, by default a single device.
         batch: `tf.TensorSpec`s of a batch, where its shapes vary: the step is then traced only once.
-
-    Raises:
-        ValueError: the model takes pixels from 0 to 255; the devices cannot share the batch.
     """
 
     #: What `loss` returns in its second value, after the loss.
@@ -149,5 +146,5 @@ def _stable(path: str) -> str:
 
 
 def network_shapes(model: keras.Model) -> list:
-    """Layers and their output shapes: these differ between networks of equal variables, such as two output strides."""
+    """Layers and their output shapes; they differ between networks of equal variables, such as two output strides."""
     return [[layer.name, *layer.output.shape[1:]] for layer in model.layers if layer.count_params()]
