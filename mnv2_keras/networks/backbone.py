@@ -61,9 +61,9 @@ def convolution(x, layer: Convolution, config: ConvConfig, linear: bool = False)
         x = layers.ZeroPadding2D((layer.kernel - 1) * layer.rate // 2, name=f"{name}-pad")(x)
         padding = "valid"
     options = {"strides": layer.stride, "dilation_rate": layer.rate, "padding": padding, "use_bias": layer.bias}
-    initializer = keras.initializers.GlorotUniform()  # TF-Slim's default
-    if layer.stddev is not None:
-        initializer = keras.initializers.TruncatedNormal(stddev=layer.stddev)
+    # Creating an initializer draws its seed, so only the one that is used is created. TF-Slim's default is Glorot's.
+    glorot, normal = keras.initializers.GlorotUniform, keras.initializers.TruncatedNormal
+    initializer = glorot() if layer.stddev is None else normal(stddev=layer.stddev)
     # Keras counts `l2 * sum(w ** 2)`, TF-Slim half of that.
     regularizer = keras.regularizers.L2(config.weight_decay / 2) if config.weight_decay else None
     if layer.depthwise:

@@ -37,7 +37,9 @@ def quick():
         patch.setattr(state, "draw_training", draw_nothing)
         for name in ("drawn_shapes", "DrawnShapes"):
             draw = getattr(shapes, name)
-            patch.setattr(shapes, name, lambda count, *sizes, draw=draw, **options: draw(min(count, 12), *sizes, **options))
+            patch.setattr(
+                shapes, name, lambda count, *sizes, draw=draw, **options: draw(min(count, 12), *sizes, **options)
+            )
         for module in (detector, segmenter):
             patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
         yield

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 from training_tasks import examples, frozen, recipe
 
-from mnv2_keras import figures
+from mnv2_keras import Recipe, figures
 from mnv2_keras.data.classification import Examples
 from mnv2_keras.training import classification, state
 from mnv2_keras.training.classification import ClassificationStep, balanced_weights, build, train
@@ -73,6 +74,18 @@ def test_the_saved_model_is_the_returned_one_with_averaged_weights(finished):
     raw = arrays["model/Conv/kernel"]
     assert not np.array_equal(raw, loaded.get_weights()[0])
     assert about["rows"] == run.history
+
+
+def test_a_seed_gives_the_weights_of_the_release_before(tmp_path):
+    """mnv2_keras 0.1.0 trained this network: seeds, order of draws (weights, data, augmentation) and variables are its own."""
+    network = {"input_shape": (16, 16, 1), "classes": 2, "table": ((1, 8, 1, 1),)}
+    network |= {"stem_channels": 8, "last_channels": 8}
+    train(examples(8, 0), examples(8, 1), Recipe(network, epochs=1, batch=8, average=None), tmp_path)
+    arrays, _ = load_state(tmp_path / "state.npz")
+    with np.load(Path(__file__).parents[1] / "golden" / "training_state_0.1.0.npz") as file:
+        expected = [file[f"a{i}"] for i in range(len(file.files) - 1)]
+    for (name, array), other in zip(arrays.items(), expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_tensorboard_reads_the_scalars(finished):
