@@ -68,13 +68,10 @@ def _reader(examples: Examples | TfdsExamples, channels: int) -> Callable:
         weight.set_shape(())
         if examples.channels == channels:
             return image, weight
-        return (tf.image.rgb_to_grayscale if channels == 1 else _rgb)(image), weight
+        grey = tf.image.rgb_to_grayscale(image) if channels == 1 else image[..., :1]
+        return grey if channels == 1 else tf.image.grayscale_to_rgb(grey), weight
 
     return read
-
-
-def _rgb(image):
-    return tf.image.grayscale_to_rgb(image[..., :1])
 
 
 def training_batches(

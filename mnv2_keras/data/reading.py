@@ -45,12 +45,7 @@ def check_folder(path, content: str) -> Path:
 
 
 def read_json(path, content: str):
-    """What a JSON file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or not JSON.
-    """
+    """What a JSON file holds; a FileNotFoundError or ValueError says what is wrong with it."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no {content} file {path}: check the path.")

@@ -48,12 +48,7 @@ class PhotoMaskFolder(Readable):
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[Pair]:
-        """All pairs that can be read, in their order.
-
-        Raises:
-            ImageError: none can be read.
-            ValueError: as `read`, for pairs that do not fit.
-        """
+        """All pairs that can be read, in their order; errors as in `read`, and an ImageError if none can be read."""
         return (pair for index in range(len(self)) if (pair := self._attempt(index)))
 
     def shuffled(self, seed: tuple[int, ...], start: int = 0) -> Iterator[Pair]:
@@ -67,14 +62,10 @@ class PhotoMaskFolder(Readable):
             yield next(pair for index in candidates if (pair := self._attempt(index)))
 
     def check(self, progress: Callable[[int], None] | None = None) -> None:
-        """Read every pair before a long training; what cannot be read is named in `broken`.
-
-        Args:
-            progress: called with the number of pairs that were read.
+        """Read every pair before a long training; `progress` is called with the number of pairs that were read.
 
         Raises:
-            ValueError: photos and masks that do not fit each other, or masks with labels that are no classes; the message names
-                the first and counts the others, as they probably have one cause.
+            ValueError: as in `read`; the message names the first pair and counts the others, as they probably have one cause.
             ImageError: no pair can be read.
         """
 
@@ -127,11 +118,7 @@ def _check_pair(photo: np.ndarray, mask: np.ndarray, classes: int, photo_name: s
 
 
 def check_labels(mask: np.ndarray, classes: int, name: str) -> None:
-    """Check that a mask holds classes and ignored pixels only.
-
-    Raises:
-        ValueError: it has other labels; the message lists them.
-    """
+    """Raise a ValueError if a mask has labels other than classes and ignored pixels."""
     labels = np.unique(mask)
     unknown = labels[(labels >= classes) & (labels != IGNORED)]
     if unknown.size:
@@ -206,11 +193,7 @@ def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | o
     Args:
         name: such as "oxford_iiit_pet" or "scene_parse150"; its features must include an image and a mask of labels.
         split: such as "train[:90%]".
-        classes: as in `photos_and_masks`.
-        data_dir: as in `open_tfds`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_tfds`; or the data set has no mask of labels; or more than 255 classes.
+        classes, data_dir: as in `photos_and_masks` and `open_tfds`, also their errors.
     """
     _check_classes(classes)
     builder = open_tfds(name, data_dir)

@@ -55,12 +55,7 @@ class Counts:
     broken: dict[str, str] = field(default_factory=dict)
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
-        """Count a batch.
-
-        Args:
-            truth: int (B,), indices of the outputs.
-            predicted: probabilities (B, classes).
-        """
+        """Count a batch: indices of the true outputs, int (B,), and probabilities (B, classes)."""
         rows = np.arange(len(truth))
         best = np.argsort(-predicted, axis=1, kind="stable")[:, :5]
         top = predicted[rows, best[:, 0]].astype(np.float64)
@@ -73,11 +68,7 @@ class Counts:
             self.top5[label] += label in classes
 
     def merge(self, other: "Counts") -> None:
-        """Add the counts of other images.
-
-        Raises:
-            ValueError: an image is in both.
-        """
+        """Add the counts of other images; a ValueError if an image is in both."""
         if twice := self.indices & other.indices:
             raise ValueError(f"Image {min(twice)} was counted twice: merge each shard once.")
         self.indices |= other.indices
@@ -137,7 +128,7 @@ class Evaluation:
 
     @property
     def _correct(self) -> int:
-        return sum(count for (true, predicted), count in self.counts.confusion.items() if true == predicted)
+        return int(self.counts.confidence[2].sum())
 
     @property
     def top5(self) -> float:
@@ -174,11 +165,7 @@ class Evaluation:
         return matrix
 
     def plot(self, path: str | os.PathLike) -> Path:
-        """Draw the confusion matrix into a .png or .svg file.
-
-        Raises:
-            ValueError: see `check_figure`.
-        """
+        """Draw the confusion matrix into a .png or .svg file; errors as in `check_figure`."""
         check_figure(path)
         title = f"{self.top1:.2%} of {self.images:,} correct"
         return draw_confusion(self.confusion_matrix(), self.about["labels"], title, path)
@@ -216,11 +203,7 @@ def wilson(correct: int, images: int) -> tuple[float, float]:
 
 
 def load_evaluation(path: str | os.PathLike) -> Evaluation:
-    """A saved receipt.
-
-    Raises:
-        ValueError: the file is something else.
-    """
+    """A saved receipt; a ValueError if the file is something else."""
     try:
         values = json.loads(Path(path).read_text())
         shards = [tuple(shard) for shard in values["shards"]]
@@ -233,8 +216,7 @@ def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
     """Merge the shards of one evaluation.
 
     Raises:
-        ValueError: they are of different models, data or software; one is there twice, or one is missing; no image could be
-            read.
+        ValueError: they are of different models, data or software; one is there twice or missing; no image could be read.
     """
     parts = [load_evaluation(path) for path in paths]
     if not parts:
@@ -270,12 +252,8 @@ def output_of_label(class_names: Sequence[str], labels: Sequence[str]) -> np.nda
     several, such as ImageNet's two cranes, the one at the same place. If no class has the name of a label (numbers, synset
     ids), by order: as many labels as classes, or one more, the background, which is first.
 
-    Args:
-        class_names: of the data.
-        labels: of the network's outputs.
-
     Returns:
-        int32 (len(class_names),).
+        int32 (len(class_names),); -1 for a background that the network does not have.
 
     Raises:
         ValueError: a class is none of the network's, or could be several.
@@ -304,16 +282,11 @@ def output_of_label(class_names: Sequence[str], labels: Sequence[str]) -> np.nda
 
 
 def _plain(name: str) -> str:
-    """The name of a class without what differs between lists of the same classes."""
-    return name.strip().lower().replace("_", " ")
+    return name.strip().lower().replace("_", " ")  # what differs between lists of the same classes
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """ "3/16" to (3, 16).
-
-    Raises:
-        ValueError: anything else.
-    """
+    """ "3/16" to (3, 16); a ValueError for anything else."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ValueError(f"shard is {text!r}: expected NUMBER/COUNT from 1/COUNT to COUNT/COUNT, such as 3/16.")
@@ -321,11 +294,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def weights_digest(weights) -> str:
-    """SHA-256 of weights.
-
-    Args:
-        weights: a `keras.Model` (its variables' names, types, shapes and values), a file (its content), a folder or checkpoint
-            (names and contents of its files), or a registered name (the published one).
+    """SHA-256 of a `keras.Model` (its variables' names, types, shapes and values), a file (its content), a folder or checkpoint
+    (names and contents of its files), or a registered name (the published one).
     """
     if not hasattr(weights, "layers"):
         from mnv2_keras.inference.model_cache import digest_of_files, path_of

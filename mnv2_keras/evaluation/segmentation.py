@@ -25,11 +25,7 @@ class ConfusionMatrix:
         self.counts = np.zeros((self.classes, self.classes), np.int64)
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
-        """Add the pixels of one or many masks.
-
-        Args:
-            truth: true labels, integers of any shape.
-            predicted: labels of the same shape.
+        """Add the pixels of one or many masks: true and predicted labels, integers of one shape.
 
         Raises:
             ValueError: the shapes differ, or a label is no class; nothing is counted then.
@@ -79,11 +75,7 @@ class ConfusionMatrix:
         }
 
     def plot(self, path: str | os.PathLike, names: Sequence[str] | None = None) -> Path:
-        """Draw the matrix, each row as shares of its true label, into a .png or .svg file.
-
-        Raises:
-            ValueError: see `check_figure`.
-        """
+        """Draw the matrix, each row as shares of its true label, into a .png or .svg file; errors as in `check_figure`."""
         check_figure(path)
         return draw_confusion(self.counts, self._names(names), f"mean IoU {self.mean_iou:.3f}", path, percent=True)
 
