@@ -39,11 +39,7 @@ _PANELS = {
 
 
 def check_figure(path: str | os.PathLike) -> None:
-    """Check that a figure can be drawn under this name. Call it before the work starts.
-
-    Raises:
-        ValueError: the name ends in neither .png nor .svg, or matplotlib is not installed.
-    """
+    """Raise a ValueError if the name ends in neither .png nor .svg, or matplotlib is missing. Call it before the work starts."""
     if Path(path).suffix not in (".png", ".svg"):
         raise ValueError(f"{path}: figures are drawn as .png or .svg; choose a name that ends so.")
     if find_spec("matplotlib") is None:
@@ -51,10 +47,7 @@ def check_figure(path: str | os.PathLike) -> None:
 
 
 def can_draw(path: str | os.PathLike) -> bool:
-    """Whether matplotlib is installed; if not, one warning says that the figure `path` is left out.
-
-    Call it before the work starts: a figure that a run adds to its results must not end the run.
-    """
+    """Whether matplotlib is installed; if not, a warning says that the figure is left out. Call it before the work starts."""
     if find_spec("matplotlib") is None:
         log.warning("matplotlib is not installed: %s is left out. To get it: pip install matplotlib.", path)
         return False
@@ -80,14 +73,9 @@ def draw_training(rows: Sequence[Mapping], path: str | os.PathLike) -> Path:
 def draw_confusion(
     counts: np.ndarray, names: Sequence[str], title: str, path: str | os.PathLike, *, percent: bool = False
 ) -> Path:
-    """A confusion matrix, coloured by the shares of each true class.
+    """A confusion matrix (rows are the true classes, columns the predicted ones), coloured by the shares of each true class.
 
-    Args:
-        counts: int (classes, classes); rows are the true classes, columns the predicted ones.
-        names: of the classes. They are written for at most `NAMED_CLASSES` classes, and with `percent`.
-        title: of the figure.
-        path: of the .png or .svg file.
-        percent: write shares in per cent (0.5 and more) in place of counts.
+    Names and counts are written for at most `NAMED_CLASSES` classes; with `percent`, names and shares (from 0.5 % on) always.
     """
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     named = percent or len(names) <= NAMED_CLASSES

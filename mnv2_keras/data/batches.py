@@ -30,15 +30,9 @@ def options() -> tf.data.Options:
 def stream_batches(
     stream: tf.data.Dataset, prepare: Callable, batch: int, *, seed: int, start: int, drop_remainder: bool = True
 ) -> tf.data.Dataset:
-    """Batches of an endless stream of examples, each prepared with its own seed.
+    """Batches of a stream of examples (tuples of tensors) that begins with batch `start`, their elements padded to one shape.
 
-    Args:
-        stream: of tuples of tensors, from the first example of batch `start` on.
-        prepare: (*example, seed) to an element of a batch; its tensors are padded to one shape.
-        batch: examples in a batch.
-        seed: with an example's number in the stream the two int64 that `prepare` gets.
-        start: number of the first batch.
-        drop_remainder: leave out a last, smaller batch.
+    `prepare(*example, seeds)` makes an element; `seeds`, two int64, are `seed` and the example's number in the stream.
     """
 
     def prepared(number, example):
@@ -55,7 +49,7 @@ def steps_per_epoch(count: int, batch: int) -> int:
 
 
 def _reader(examples: Examples | TfdsExamples, channels: int) -> Callable:
-    """From what `examples.read` takes to image uint8 (H, W, channels) and weight float32, 0 for an unreadable image."""
+    """From what `examples.read` takes to an image, uint8 (H, W, channels), and its weight: 0 if it cannot be read."""
     blank = np.zeros((2, 2, examples.channels), np.uint8)
 
     def pixels(index, *stored):
@@ -156,17 +150,15 @@ def evaluation_batches(
     channels: int = 3,
     indices: Sequence[int] | None = None,
 ) -> tf.data.Dataset:
-    """Some of the examples once, in their order, for an evaluation or for features.
+    """Examples once, in their order, for an evaluation or for features.
 
     Args:
-        examples: what to read.
-        batch: images in a batch; the last one may have fewer.
+        examples, batch, channels: as in `training_batches`; the last batch may be smaller.
         prepare: uint8 (H, W, channels) to the network's input.
-        channels: 1 or 3.
-        indices: of these examples, ascending; all by default.
+        indices: of some examples, ascending; all by default.
 
     Returns:
-        Batches of images, labels int32 (B,) and weights float32 (B,): 0 for an image that cannot be read.
+        As `training_batches`, but images as `prepare` makes them.
     """
     indices = np.asarray(range(len(examples)) if indices is None else indices, np.int64)
     if isinstance(examples, TfdsExamples):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.checks import one_of, real_number
-from mnv2_keras.data.reading import ON_ERROR, Readable
+from mnv2_keras.checks import real_number
+from mnv2_keras.data.reading import Readable
 from mnv2_keras.data.tfds import import_tfds, open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
 
@@ -89,6 +89,7 @@ class Examples(_Labelled):
     _decoded: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.images) != len(self.labels):
             raise ValueError(
                 f"{len(self.images)} images and {len(self.labels)} labels were given: one label per image."
@@ -301,7 +302,6 @@ def read_examples(
 
 def _read(data, on_error: str) -> dict[str, Examples]:
     """The parts of a data set by name; one part named "" if it has none."""
-    one_of("on_error", on_error, ON_ERROR)
     if isinstance(data, Examples):
         return {"": data}
     path = None if hasattr(data, "as_dataset") else Path(data).expanduser()

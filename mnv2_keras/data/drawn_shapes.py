@@ -171,13 +171,9 @@ def draw_shapes(seed: int, side: int = 128) -> DetectionExample:
 
 
 def drawn_shapes(count: int, side: int = 128, held_out: bool = False, seed: int = 0) -> DetectionData:
-    """Images with boxes, drawn when they are read.
+    """Images of `side` x `side` pixels with boxes, drawn when they are read; `held_out` are other images than those of training.
 
-    Args:
-        count: number of images.
-        side: of the square images, in pixels.
-        held_out: other images than those of training.
-        seed: of the first image.
+    `seed` is that of the first image.
     """
     examples = _DrawnExamples(seed + _HELD_OUT * held_out, count, side)
     return DetectionData(examples, LABELS, tuple(range(1, len(LABELS) + 1)))

@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mnv2_keras.checks import one_of
 from mnv2_keras.images import ImageError
-
-ON_ERROR = ("skip", "raise")
 
 
 class Readable:
@@ -20,6 +19,9 @@ class Readable:
 
     broken: dict[str, str]
     on_error: str
+
+    def __post_init__(self):
+        one_of("on_error", self.on_error, ("skip", "raise"))
 
     def attempt(self, name: str, read: Callable):
         """What `read()` returns; None, and an entry in `broken`, if the image cannot be read.

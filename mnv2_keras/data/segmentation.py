@@ -244,8 +244,7 @@ def augmented(
     """One training example: scaled, padded, cropped and mirrored at random.
 
     Args:
-        image: uint8 tensor (H, W, 3).
-        mask: uint8 tensor (H, W).
+        image, mask: uint8 tensors (H, W, 3) and (H, W).
         crop: (height, width) of the result.
         seed: two int64, which decide every draw.
         scales: one of them is chosen.
@@ -287,8 +286,7 @@ def segmentation_batches(
 
     Args:
         pairs: `photos_and_masks`, `tfds_photos_and_masks` or `DrawnShapes`.
-        batch: examples in a batch.
-        crop, scales, flip: as in `augmented`.
+        batch, crop, scales, flip: as in `augmented`, for this many examples in a batch.
         seed: of order and augmentation.
         start: the number of the first batch, as if those before had been taken.
 

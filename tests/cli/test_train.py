@@ -166,7 +166,12 @@ def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
 
 
 def test_what_is_missing_is_told():
-    for app, command in ((train.app, []), (train.app, ["classification"]), (evaluate.app, [])):
+    for app, command in (
+        (train.app, []),
+        (train.app, ["classification"]),
+        (evaluate.app, []),
+        (evaluate.app, ["classification"]),
+    ):
         with pytest.raises(ValueError, match="--data is missing"):
             run(app, [*command, "--weights", "x"], catch_exceptions=False)
 

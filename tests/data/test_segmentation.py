@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from training_tasks import small_segmenter
 
-from mnv2_keras import build_deeplabv3_mobilenetv2
 from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.data.segmentation import (
     _TfdsPairs,
@@ -204,8 +204,9 @@ def test_what_cannot_be_read_is_left_out_and_named(shapes_folder):
         assert len(order) == 3
         assert set(order) == {0, 2}
     pairs = photos_and_masks(photos, masks, 4)
-    model = build_deeplabv3_mobilenetv2(0.35, (33, 33, 3), classes=4)
-    assert train_segmenter(model, pairs, SegmentationRecipe(steps=2, batch=3, crop=(33, 33)))[-1]["step"] == 2
+    assert (
+        train_segmenter(small_segmenter(), pairs, SegmentationRecipe(steps=2, batch=3, crop=(33, 33)))[-1]["step"] == 2
+    )
     assert list(pairs.broken) == [str(photos / "1.png")]
     (photos / "0.png").write_bytes(b"")
     (masks / "2.png").write_bytes(b"broken")

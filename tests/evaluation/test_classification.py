@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from tfds_sets import store
 
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.classification import Examples, TfdsExamples, read_examples
@@ -31,6 +32,7 @@ from mnv2_keras.networks.endpoints import endpoints
 from mnv2_keras.registry import list_checkpoints
 
 CLASSES = 7
+pytestmark = pytest.mark.usefixtures("conversion_in_process")
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,9 @@ def test_calibration_error_by_hand():
     counts = Counts()
     counts.update(np.array([0, 1, 1, 1]), np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]]))
     about = dict.fromkeys(classification._ABOUT, "") | {"labels": ["x", "y"]}
-    found = classification.Evaluation(about, [(1, 1)], counts)
+    result = classification.Evaluation(about, [(1, 1)], counts)
     # Bins of 1/15: both 0.9 together (one right), 0.6 in the ninth, 0.65 in the tenth.
-    assert found.calibration_error == pytest.approx((abs(1.8 - 1) + 0.4 + 0.35) / 4)
+    assert result.calibration_error == pytest.approx((abs(1.8 - 1) + 0.4 + 0.35) / 4)
 
 
 def test_wilson_interval_of_the_books():
@@ -227,25 +229,12 @@ def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, m
 
 
 def stored(tmp_path, name, labels):
-    """A data set that TFDS itself writes, of noise in one channel."""
-    import tensorflow_datasets as tfds
-
-    features = tfds.features
+    """A TFDS data set of noise in one channel."""
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 16, 16, 1), np.uint8)
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name=name,
-        version="1.0.0",
-        features=features.FeaturesDict(
-            {"image": features.Image(shape=(16, 16, 1)), "label": features.ClassLabel(names=list("abcdefg"))}
-        ),
-        split_datasets={"test": tf.data.Dataset.from_tensor_slices({"image": images, "label": np.int64(labels)})},
-        data_dir=tmp_path,
-    )
-    tfds.core.add_data_dir(tmp_path)
-    return read_examples(name)
+    return read_examples(store(tmp_path, name, labels, "test", images, "abcdefg"))
 
 
-def test_tfds_is_gone_through_once(model, tmp_path, monkeypatch):
+def test_tfds_is_read_once(model, tmp_path, monkeypatch):
     examples = stored(tmp_path / "tfds", "noise_in_parts", np.arange(30) % CLASSES)
     reference = evaluate(model, examples)
     monkeypatch.setattr(classification, "PART", 4)
@@ -266,14 +255,14 @@ def test_a_broken_picture_of_tfds_is_named_and_not_counted(model, tmp_path, monk
     examples = stored(tmp_path / "tfds", "noise_with_a_hole", np.arange(8) % CLASSES)
     rows = [(image, label) for image, label in examples.dataset().as_numpy_iterator()]
     rows[4] = rows[4][0][:20], rows[4][1]
-    made = tf.data.Dataset.from_tensor_slices(tuple(list(each) for each in zip(*rows, strict=True)))
-    monkeypatch.setattr(TfdsExamples, "dataset", lambda _: made)
-    found = evaluate(model, examples)
-    assert found.images == 7
-    assert list(found.counts.broken) == [examples.name_of(4)]
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*rows, strict=True))))
+    monkeypatch.setattr(TfdsExamples, "dataset", lambda _: dataset)
+    result = evaluate(model, examples)
+    assert result.images == 7
+    assert list(result.counts.broken) == [examples.name_of(4)]
 
 
-def test_labels_that_are_none_are_told(model, tmp_path):
+def test_images_without_labels_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="Label -1 is out of range: there are 7 classes"):
         evaluate(model, stored(tmp_path, "noise_without_labels", [-1] * 4))
 
@@ -286,26 +275,26 @@ def test_a_model_that_takes_pixels_is_refused(examples):
         evaluate(own, examples)
 
 
-def test_litert_says_what_keras_says(model, examples, whole, tmp_path):
+def test_litert_and_keras_count_the_same(model, examples, whole, tmp_path):
     from mnv2_keras.export.litert import export_litert
 
     path = tmp_path / "small.tflite"
     export_litert(model, path, labels=list("abcdefg"), compare=False)
-    found = evaluate(path, examples)
-    assert found.about["engine"] == "litert"
-    assert found.about["labels"] == list("abcdefg")
-    assert found.about["sha256"]
-    assert found.counts.confusion == whole.counts.confusion
+    result = evaluate(path, examples)
+    assert result.about["engine"] == "litert"
+    assert result.about["labels"] == list("abcdefg")
+    assert result.about["sha256"]
+    assert result.counts.confusion == whole.counts.confusion
     assert evaluate(model, examples, engine="litert").counts.confusion == whole.counts.confusion
 
 
 def test_a_keras_file_with_labels_beside_it(model, examples, whole, tmp_path):
     model.save(tmp_path / "small.keras")
     (tmp_path / "labels.txt").write_text("\n".join("gfedcba"))
-    found = evaluate(tmp_path / "small.keras", examples)
-    assert found.about["labels"] == list("gfedcba")
+    result = evaluate(tmp_path / "small.keras", examples)
+    assert result.about["labels"] == list("gfedcba")
     expected = {(CLASSES - 1 - true, predicted): n for (true, predicted), n in whole.counts.confusion.items()}
-    assert found.counts.confusion == expected, "as many classes as outputs, and names go before the order all the same"
+    assert result.counts.confusion == expected, "as many classes as outputs, and names go before the order all the same"
 
 
 def test_broken_images_are_named_and_not_counted(model, tmp_path):
@@ -315,11 +304,11 @@ def test_broken_images_are_named_and_not_counted(model, tmp_path):
         Image.new("L", (16, 16), 60 * i).save(path)
         paths.append(path)
     paths[2].write_bytes(b"nothing")
-    found = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg")))
-    assert found.images == 3
-    assert list(found.counts.broken) == [str(paths[2])]
-    known = {str(paths[2]): "met in training", "another.png": "too"}
-    again = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), known))
+    result = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg")))
+    assert result.images == 3
+    assert list(result.counts.broken) == [str(paths[2])]
+    broken = {str(paths[2]): "met in training", "another.png": "too"}
+    again = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), broken))
     assert list(again.counts.broken) == [str(paths[2])], "known before, and not judged now either"
     for path in paths:
         path.write_bytes(b"nothing")
@@ -375,13 +364,13 @@ def test_bad_engines_and_labels(model, examples, tmp_path):
 
 def test_logits_become_probabilities():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
-    found = softmax(logits)
-    assert found.sum() == pytest.approx(1)
-    np.testing.assert_allclose(np.log(found) - np.log(found[0, 0]), logits - logits[0, 0], atol=1e-5)
+    result = softmax(logits)
+    assert result.sum() == pytest.approx(1)
+    np.testing.assert_allclose(np.log(result) - np.log(result[0, 0]), logits - logits[0, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["keras", "litert"])
-def test_a_network_of_logits_says_the_same_as_its_softmax(model, engine):
+def test_a_network_of_logits_gives_the_probabilities_of_its_softmax(model, engine):
     images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
     bare = keras.Model(model.input, endpoints(model)["Logits"])
     np.testing.assert_allclose(open_engine(bare, engine)(images), model(images), atol=1e-5)
@@ -394,18 +383,18 @@ def test_an_int8_softmax_that_rounds_its_tail_away_stays_as_it_is(model, tmp_pat
 
     options = {"input_shape": (16, 16, 1), "table": ((1, 8, 1, 1),), "stem_channels": 8, "last_channels": 16}
     wide = build_mobilenetv2(classes=1001, **options)
-    for ours, theirs in zip(wide.layers, model.layers, strict=True):
-        if ours.name != "Logits-Conv2d_1c_1x1":
-            ours.set_weights(theirs.get_weights())
+    for layer, source in zip(wide.layers, model.layers, strict=True):
+        if layer.name != "Logits-Conv2d_1c_1x1":
+            layer.set_weights(source.get_weights())
     bias = np.zeros(1001, np.float32)
     bias[7] = 6.0
     wide.get_layer("Logits-Conv2d_1c_1x1").bias.assign(bias)
     images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 1)).astype(np.float32)
     export_litert(wide, tmp_path / "wide.tflite", "int8", quantization=Quantization(images), compare=False)
-    found = open_engine(tmp_path / "wide.tflite")(images)
-    assert found.sum(1).min() < 0.9
-    np.testing.assert_array_equal(found * 256, np.rint(found * 256))
-    np.testing.assert_allclose(found, wide(images), atol=0.05)
+    result = open_engine(tmp_path / "wide.tflite")(images)
+    assert result.sum(1).min() < 0.9
+    np.testing.assert_array_equal(result * 256, np.rint(result * 256))
+    np.testing.assert_allclose(result, wide(images), atol=0.05)
 
 
 def test_a_file_that_takes_other_values_gets_them(model, tmp_path):

@@ -1,13 +1,16 @@
 """COCO's metrics: by hand, against pycocotools itself, and results that do not belong to the data."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from mnv2_keras.cli.main import command_line
 from mnv2_keras.evaluation.coco import METRICS, evaluate_coco
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
@@ -83,6 +86,16 @@ def test_results_of_another_data_set_are_refused(tmp_path):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             evaluate_coco(truth, tmp_path / "bad.json")
+
+
+def test_the_command_prints_a_table(tmp_path):
+    truth, rows = documents()
+    for name, content in (("truth", truth), ("results", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    arguments = ["--annotations", str(tmp_path / "truth.json"), "--results", str(tmp_path / "results.json")]
+    done = CliRunner().invoke(command_line(), ["evaluate", "detection", *arguments], catch_exceptions=False)
+    assert re.search(r"AP50\W+1\.0000", done.stdout)
+    assert re.search(r"AP_small\W+absent", done.stdout)
 
 
 def test_the_command_judges_a_results_file_without_tensorflow(tmp_path):
