@@ -291,30 +291,16 @@ class FakeQuantConvolution(RangedLayer):
     def build(self, input_shape):
         """Create the weights."""
         channels = input_shape[0][-1]
-        outputs = self.filters if self.kind == "full" else channels
-        self.kernel = self.add_weight(
-            name="kernel", shape=(*self.kernel_size, channels, self.filters if self.kind == "full" else 1)
-        )
-        if self.batch_norm is None:
-            self.bias = self.add_weight(name="bias", shape=(outputs,), initializer="zeros")
-        else:
-            self.gamma = self.add_weight(name="gamma", shape=(outputs,), initializer="ones")
-            self.beta = self.add_weight(name="beta", shape=(outputs,), initializer="zeros")
-            fixed = {"shape": (outputs,), "trainable": False}
-            self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **fixed)
-            self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **fixed)
+        self.kernel = self.add_weight(name="kernel", shape=(*self.kernel_size, channels, self.filters or 1))
+        weights = {"gamma": "ones", "beta": "zeros", "moving_mean": "zeros", "moving_variance": "ones"}
+        for name, initializer in ({"bias": "zeros"} if self.batch_norm is None else weights).items():
+            options = {"initializer": initializer, "trainable": not name.startswith("moving")}
+            setattr(self, name, self.add_weight(name=name, shape=(self.filters or channels,), **options))
         self._create_range(0.0 if self.activation else -6.0, 6.0)
 
     def _convolve(self, x, kernel):
         compute = ops.conv if self.kind == "full" else ops.depthwise_conv
-        return compute(
-            x,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            data_format="channels_last",
-            dilation_rate=self.dilation_rate,
-        )
+        return compute(x, kernel, self.strides, self.padding, "channels_last", self.dilation_rate)
 
     def _per_channel(self, factor):
         """One number per output channel, shaped to be multiplied with the kernel."""

@@ -12,18 +12,12 @@ class QuantParams:
     """Which real number a stored integer stands for: `real = scale * (stored - zero_point)`.
 
     Source: TensorFlow Lite's 8-bit quantisation specification.
-
-    Attributes:
-        scale: one number, or float32 (C,), one per channel.
-        zero_point: one whole number, or int64 (C,).
-        dtype: of the stored integers.
-        axis: of the channels; None where one scale serves the whole tensor.
     """
 
-    scale: float | np.ndarray
-    zero_point: int | np.ndarray = 0
-    dtype: np.dtype = _INT8
-    axis: int | None = None
+    scale: float | np.ndarray  # one number, or float32 (C,), one per channel
+    zero_point: int | np.ndarray = 0  # one whole number, or int64 (C,)
+    dtype: np.dtype = _INT8  # of the stored integers
+    axis: int | None = None  # of the channels; None where one scale is for the whole tensor
 
     @classmethod
     def covering(cls, low: float, high: float) -> "QuantParams":

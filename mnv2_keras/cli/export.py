@@ -118,25 +118,24 @@ def show_agreement(result) -> None:
 
 def show(result, layers: bool = False) -> None:
     """The report as a table, and with `layers` a table of the layers."""
-    table = Table(title=f"{result.path}: {result.precision}", show_header=False)
-    table.add_row("size", f"{result.size:,} bytes")
-    table.add_row("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))
-    for kind, ends in (("input", result.inputs), ("output", result.outputs)):
-        for end in ends:
-            table.add_row(kind, describe_end(end))
+    rows = [("size", f"{result.size:,} bytes")]
+    rows += [("operators", ", ".join(f"{count} {kind}" for kind, count in result.operators.items()))]
+    rows += [("input", describe_end(end)) for end in result.inputs]
+    rows += [("output", describe_end(end)) for end in result.outputs]
     if result.snr_db is not None:
-        table.add_row("compared on", f"{result.images} images: {result.compared}")
+        rows += [("compared on", f"{result.images} images: {result.compared}")]
         if result.top1 is not None:
-            table.add_row("same top 1, top 5", f"{result.top1:.1%}, {result.top5:.1%}")
-        table.add_row(
-            "logits' signal to noise", f"{result.snr_db:.1f} dB, worst image {min(result.snr_db_each):.1f} dB"
-        )
-        table.add_row("largest difference", f"{result.largest_difference:.2g} of the logits' range")
-    if result.worst_layer:
-        table.add_row("layer that loses most", f"{result.worst_layer.name} ({result.worst_layer.snr_db:.1f} dB)")
+            rows += [("same top 1, top 5", f"{result.top1:.1%}, {result.top5:.1%}")]
+        ratio = f"{result.snr_db:.1f} dB, worst image {min(result.snr_db_each):.1f} dB"
+        rows += [("logits' signal to noise", ratio)]
+        rows += [("largest difference", f"{result.largest_difference:.2g} of the logits' range")]
+    if worst := result.worst_layer:
+        rows += [("layer that loses most", f"{worst.name} ({worst.snr_db:.1f} dB)")]
     if result.calibrated:
-        table.add_row("calibrated on", f"{result.calibration_images} images: {result.calibrated}")
-    table.add_row("time", f"{result.seconds:.1f} s")
+        rows += [("calibrated on", f"{result.calibration_images} images: {result.calibrated}")]
+    table = Table(title=f"{result.path}: {result.precision}", show_header=False)
+    for row in (*rows, ("time", f"{result.seconds:.1f} s")):
+        table.add_row(*row)
     out.print(table)
     if layers and result.layers:
         table = Table("layer", "operator", "signal to noise")

@@ -23,19 +23,14 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass
 class Photos:
-    """Photos that were read.
+    """Photos that were read."""
 
-    Attributes:
-        images: float32 (1, H, W, C) each, as the model takes them (for a segmenter, before they are padded: uint8 (h, w, 3)).
-        source: where they come from, for messages.
-        names: of each image: its path, or "array" and a number.
-        skipped: name to reason, for each file that is not an image.
-    """
-
-    images: list[np.ndarray]
-    source: str
-    names: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    images: list[
+        np.ndarray
+    ]  # float32 (1, H, W, C) as the model takes them; for a segmenter not yet padded: uint8 (h, w, 3)
+    source: str  # where they come from, for messages
+    names: list[str] = field(default_factory=list)  # of each image: its path, or "array" and a number
+    skipped: dict[str, str] = field(default_factory=dict)  # name to reason, for each file that is not an image
 
 
 def load_photos(
@@ -66,12 +61,12 @@ def load_photos(
         return source
     photos = read_photos(source, lambda item: _prepared(item, (*size, channels), value_range)[None], limit, progress)
     if not photos.images:
-        reason = ""
-        if photos.skipped:
-            first = next(iter(photos.skipped.values()))
-            reason = f" ({len(photos.skipped)} files are not images, first: {first})"
+        reasons = [
+            f" ({len(photos.skipped)} files are not images, first: {first})" for first in photos.skipped.values()
+        ]
         raise ValueError(
-            f"{photos.source} gives no photo to calibrate or compare on{reason}: give a folder with at least one."
+            f"{photos.source} gives no photo to calibrate or compare on{reasons[0] if reasons else ''}: give a folder with at "
+            "least one."
         )
     return photos
 

@@ -59,40 +59,32 @@ def keras_logits(model, images: list[np.ndarray], batch: int = 8) -> list[np.nda
     rows = []
     for start in range(0, len(images), batch):
         outputs = network(np.concatenate(images[start : start + batch]), training=False)
-        if isinstance(outputs, dict):
-            outputs = [outputs[name] for name in sorted(outputs)]
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        rows.append([keras.ops.convert_to_numpy(output) for output in outputs])
+        rows.append([keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)])  # dicts by name
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
 def compare_layers(reference: TfliteFile, file: TfliteFile, images: list[np.ndarray]) -> list[Layer]:
     """Each layer of a file compared with a float file of the same operators, in network order."""
     files = reference, file
-    outputs, kinds = zip(*(_layer_outputs(either) for either in files), strict=True)
-    if kinds[0] != kinds[1]:
-        counts = [dict(Counter(own)) for own in kinds]
-        raise ValueError(f"The two files are not the same network: layers {counts[0]} and {counts[1]}.")
-    runners = [GraphRunner(either) for either in files]
-    signal, noise = np.zeros(len(kinds[0])), np.zeros(len(kinds[0]))
+    compared = [[(o.outputs[0], kind) for o, kind in either.operators if kind in _LAYERS] for either in files]
+    counts = [Counter(kind for _, kind in layers) for layers in compared]
+    if [kind for _, kind in compared[0]] != [kind for _, kind in compared[1]]:
+        raise ValueError(f"The two files are not the same network: layers {dict(counts[0])} and {dict(counts[1])}.")
+    exact_runner, runner = (GraphRunner(either) for either in files)
+    signal, noise = np.zeros((2, len(compared[0])))
     for image in images[:_LAYER_PHOTOS]:
-        for runner in runners:
-            runner.run(image)
-        for i, (exact_tensor, tensor) in enumerate(zip(*outputs, strict=True)):
-            exact = runners[0].real(exact_tensor).astype(np.float64)
+        exact_runner.run(image)
+        runner.run(image)
+        for i, ((exact_tensor, _), (tensor, _)) in enumerate(zip(*compared, strict=True)):
+            exact = exact_runner.real(exact_tensor).astype(np.float64)
             signal[i] += np.sum(exact**2)
-            noise[i] += np.sum((exact - runners[1].real(tensor)) ** 2)
-    layers = []
-    for i, (tensor, kind) in enumerate(zip(outputs[0], kinds[0], strict=True)):
-        ratio = 10 * np.log10(signal[i] / noise[i]) if noise[i] and signal[i] else np.inf
-        layers.append(Layer(short_name(reference.name(tensor)), kind, float(ratio)))
-    return layers
-
-
-def _layer_outputs(file: TfliteFile) -> tuple[list[int], list[str]]:
-    """(output tensors, kinds) of the layers that are compared."""
-    layers = [(o, kind) for o, kind in file.operators if kind in _LAYERS]
-    return [operator.outputs[0] for operator, _ in layers], [kind for _, kind in layers]
+            noise[i] += np.sum((exact - runner.real(tensor)) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where((noise > 0) & (signal > 0), 10 * np.log10(signal / noise), np.inf)
+    return [
+        Layer(short_name(reference.name(tensor)), kind, float(ratio))
+        for (tensor, kind), ratio in zip(compared[0], ratios, strict=True)
+    ]
 
 
 def short_name(name: str) -> str:

@@ -102,11 +102,8 @@ def export_detector(
         "nms_score_threshold": real_number("score_threshold", score_threshold, 0, 1, above=True),
         "nms_iou_threshold": real_number("iou_threshold", iou_threshold, 0, 1, above=True),
         "num_classes": classes,
-        "y_scale": CENTRE_SCALE,
-        "x_scale": CENTRE_SCALE,
-        "h_scale": SIZE_SCALE,
-        "w_scale": SIZE_SCALE,
     }
+    settings |= dict.fromkeys(("y_scale", "x_scale"), CENTRE_SCALE) | dict.fromkeys(("h_scale", "w_scale"), SIZE_SCALE)
     if metadata is True:
         image = image_input(0.0, 1.0) if takes_pixels(model) else image_input()
         metadata = detector_metadata(labels, model.name, image)

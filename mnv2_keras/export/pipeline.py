@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from mnv2_keras.atomic import write_bytes
@@ -24,22 +25,16 @@ _COMPARED = 32
 
 @dataclass(frozen=True)
 class Network:
-    """What a task puts into its file; everything else is the same for all tasks.
+    """What a task puts into its file; everything else is the same for all tasks. See `export_litert`."""
 
-    Attributes:
-        model: is converted; a functional model of one image input.
-        metadata: of the file; None for none.
-        batch, resolution: as in `export_litert`.
-        compare: whether the converted model is compared with the Keras model.
-        finish: adds to the converted and compared file what the model does not contain.
-    """
-
-    model: object
+    model: keras.Model  # is converted
     metadata: Metadata | None = None
     batch: int | None = 1
     resolution: tuple[int, int] | None = None
     compare: bool = True
-    finish: Callable[[TfliteFile], None] | None = None
+    finish: Callable[[TfliteFile], None] | None = (
+        None  # adds to the converted and compared file what the model does not contain
+    )
 
 
 def write_network(

@@ -39,17 +39,11 @@ _DEAD = 1e-8
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in int8.
+    """A kernel in int8."""
 
-    Attributes:
-        stored: int8, in the file's layout.
-        scale: float32, one per output channel (a single one for a fully connected layer).
-        bias: float32 real values that replace the file's; None keeps the file's.
-    """
-
-    stored: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray | None = None
+    stored: np.ndarray  # int8, in the file's layout
+    scale: np.ndarray  # float32, one per output channel (a single one for a fully connected layer)
+    bias: np.ndarray | None = None  # float32 real values that replace the file's; None keeps the file's
 
 
 def kernel_scale(kernel: np.ndarray, axis: int, input_scale: float = 0.0, bias: np.ndarray | None = None) -> np.ndarray:
@@ -100,8 +94,7 @@ class _Int8Writer:
     def __init__(self, file: TfliteFile, scheme: Mapping[int, QuantParams], kernels: Mapping[int, Kernel]):
         self.file, self.scheme, self.kernels = file, scheme, kernels
         self.operators = []
-        self.float_copies: dict[int, int] = {}  # of int8 tensors
-        self.int8_copies: dict[int, int] = {}  # of float tensors
+        self.copies: dict[int, int] = {}  # in float of int8 tensors, in int8 of float ones
 
     def convert(self, input_type: np.dtype, output_type: np.dtype) -> None:
         graph = self.file.graph
@@ -117,7 +110,7 @@ class _Int8Writer:
             if is_int8:
                 self._int8_operator(operator, kind)
             else:
-                operator.inputs = [self._float(t) for t in operator.inputs]
+                operator.inputs = [self._in(t, _FLOAT) for t in operator.inputs]
             self.operators.append(operator)
         outputs = [self._output(t, output_type) for t in graph.outputs]
         for signature in self.file.model.signatureDefs or []:
@@ -146,51 +139,41 @@ class _Int8Writer:
         self.file.graph.tensors[tensor].type = schema.TensorType.INT8
         self.file.set_quantization(tensor, self.scheme[tensor])
 
+    def _outer(self, tensor: int, params: QuantParams, is_input: bool) -> int:
+        """A uint8 input or output of the file, before or behind an int8 tensor."""
+        outer = self._add_copy(tensor, np.dtype("uint8"), params.as_uint8())
+        self._add_cast("QUANTIZE", *((outer, tensor) if is_input else (tensor, outer)))
+        return outer
+
     def _input(self, tensor: int, dtype: np.dtype) -> int:
         if dtype == _FLOAT or tensor not in self.scheme:
             return tensor
         self.int8_tensors.add(tensor)
         self._make_int8(tensor)
-        if dtype == _SIGNED:
-            return tensor
-        outer = self._add_copy(tensor, dtype, self.scheme[tensor].as_uint8())
-        self._add_cast("QUANTIZE", outer, tensor)
-        return outer
+        return tensor if dtype == _SIGNED else self._outer(tensor, self.scheme[tensor], is_input=True)
 
     def _output(self, tensor: int, dtype: np.dtype) -> int:
-        if dtype == _FLOAT:
-            return self._float(tensor)
-        inner = self._int8(tensor)
-        if dtype == _SIGNED or tensor not in self.scheme:
+        inner = self._in(tensor, _FLOAT if dtype == _FLOAT else _SIGNED)
+        if dtype in (_FLOAT, _SIGNED) or tensor not in self.scheme:
             return inner
-        outer = self._add_copy(inner, dtype, self.scheme[tensor].as_uint8())
-        self._add_cast("QUANTIZE", inner, outer)
-        return outer
+        return self._outer(inner, self.scheme[tensor], is_input=False)
 
-    def _float(self, tensor: int) -> int:
-        """The tensor in float, for an operator without an int8 kernel."""
-        if tensor not in self.int8_tensors:
+    def _in(self, tensor: int, dtype: np.dtype) -> int:
+        """The tensor in float or int8; through a cast where it is of the other type."""
+        is_int8 = dtype == _SIGNED
+        if tensor not in self.scheme or (tensor in self.int8_tensors) == is_int8:
             return tensor
-        if tensor not in self.float_copies:
-            self.float_copies[tensor] = self._add_copy(tensor, _FLOAT)
-            self._add_cast("DEQUANTIZE", tensor, self.float_copies[tensor])
-        return self.float_copies[tensor]
-
-    def _int8(self, tensor: int) -> int:
-        """The tensor in int8, for an operator with an int8 kernel."""
-        if tensor in self.int8_tensors or tensor not in self.scheme:
-            return tensor
-        if tensor not in self.int8_copies:
-            self.int8_copies[tensor] = self._add_copy(tensor, _SIGNED, self.scheme[tensor])
-            self._add_cast("QUANTIZE", tensor, self.int8_copies[tensor])
-        return self.int8_copies[tensor]
+        if tensor not in self.copies:
+            self.copies[tensor] = self._add_copy(tensor, dtype, self.scheme[tensor] if is_int8 else None)
+            self._add_cast("QUANTIZE" if is_int8 else "DEQUANTIZE", tensor, self.copies[tensor])
+        return self.copies[tensor]
 
     def _int8_operator(self, operator, kind: str) -> None:
         if kind in KERNEL_AXIS:
-            operator.inputs = [self._int8(operator.inputs[0]), *self._kernel_and_bias(operator, kind)]
+            operator.inputs = [self._in(operator.inputs[0], _SIGNED), *self._kernel_and_bias(operator, kind)]
         else:
             constants = [self._constant(t) if t >= 0 else t for t in operator.inputs]
-            operator.inputs = [self._int8(t) for t in constants]
+            operator.inputs = [self._in(t, _SIGNED) for t in constants]
         for t in operator.outputs:
             if t in self.scheme:
                 self._make_int8(t)

@@ -22,6 +22,7 @@ from mnv2_keras.labels import voc_labels
 from mnv2_keras.layers import ArgMax
 from mnv2_keras.masks import fit_photo, pad_photo
 from mnv2_keras.networks.endpoints import check_input
+from mnv2_keras.tasks.segmentation import PUBLISHED_SIZE
 from mnv2_keras.tflite import Metadata, TfliteFile
 from mnv2_keras.tflite.tables import pack_table
 
@@ -36,17 +37,11 @@ _SOFTMAX = 2
 
 @dataclass(frozen=True)
 class SegmenterReport:
-    """What was written, and how it agrees with the Keras model.
+    """What was written, and how it agrees with the Keras model."""
 
-    Attributes:
-        export: size, operators, inputs, outputs, calibration.
-        agreement: for each photo compared, the share of its pixels with the same label.
-        skipped: name to reason, for each file that is not a photo.
-    """
-
-    export: ExportReport
-    agreement: dict[str, float]
-    skipped: dict[str, str]
+    export: ExportReport  # size, operators, inputs, outputs, calibration
+    agreement: dict[str, float]  # for each photo compared: the share of its pixels with the same label
+    skipped: dict[str, str]  # name to reason, for each file that is not a photo
 
     def as_dict(self) -> dict:
         """The report as JSON holds it."""
@@ -99,13 +94,8 @@ def export_segmenter(
             f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
         )
     check_input(model)
-    own, classes = model.input_shape[1:3], model.output_shape[3]
-    size = tuple(a or b for a, b in zip(own, resolution or (513, 513), strict=True))
-    if resolution is not None and size != tuple(resolution):
-        raise ValueError(
-            f"{model.name!r} is built for {own[0]} x {own[1]} pixels, not {resolution[0]} x {resolution[1]}: leave resolution out, "
-            "or build it with that input_shape."
-        )
+    size = tuple(a or b for a, b in zip(model.input_shape[1:3], resolution or PUBLISHED_SIZE, strict=True))
+    classes = model.output_shape[3]
     labels = labels or (voc_labels() if classes == len(voc_labels()) else [f"class {i}" for i in range(classes)])
     if len(labels) != classes:
         raise ValueError(f"{len(labels)} labels for {classes} classes: give one for each.")
@@ -118,10 +108,11 @@ def export_segmenter(
         quantization = replace(quantization, calibration=Photos(padded, compared.source))
     if photos is not None:
         compared = _photos(photos, size, skipped, progress)
-    converted = (
-        model if output == "logits" else keras.Model(model.input, ArgMax(name="labels")(model.output), name=model.name)
+    outputs = model.output if output == "logits" else ArgMax(name="labels")(model.output)
+    converted = keras.Model(model.input, outputs, name=model.name)
+    network = Network(
+        converted, segmenter_metadata(labels, model.name, output), resolution=resolution or size, compare=False
     )
-    network = Network(converted, segmenter_metadata(labels, model.name, output), resolution=size, compare=False)
     report, file = write_network(network, path, precision, quantization, progress=progress)
     return SegmenterReport(report, _agreement(model, file, compared, size), skipped)
 

@@ -30,15 +30,10 @@ class Channels:
 
 @dataclass
 class Inputs:
-    """Input patches of a kernel, as rows of a matrix X.
+    """Sums over the input patches of a kernel, the rows of a matrix X."""
 
-    Attributes:
-        gram: X'X / rows: (K, K), or (C, K, K) for a depthwise kernel.
-        mean: mean row, (K,) or (C, K).
-    """
-
-    gram: np.ndarray
-    mean: np.ndarray
+    gram: np.ndarray  # X'X: (K, K), or (C, K, K) for a depthwise kernel
+    mean: np.ndarray  # sum of the rows: (K,), or (C, K)
     rows: int = 0
 
 
@@ -79,10 +74,7 @@ def collect(file: TfliteFile, images: Iterable[np.ndarray], with_inputs: bool = 
 def _add_channels(statistics: Statistics, tensor: int, values: np.ndarray) -> None:
     flat = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     low, high, total = flat.min(axis=0), flat.max(axis=0), flat.sum(axis=0, dtype=np.float64)
-    channels = statistics.channels.get(tensor)
-    if channels is None:
-        statistics.channels[tensor] = Channels(low, high, total, len(flat))
-        return
+    channels = statistics.channels.setdefault(tensor, Channels(low, high, np.zeros_like(total)))
     channels.low, channels.high = np.minimum(channels.low, low), np.maximum(channels.high, high)
     channels.total, channels.count = channels.total + total, channels.count + len(flat)
 
@@ -101,9 +93,8 @@ def _add_inputs(statistics: Statistics, index: int, runner: GraphRunner, rng: np
     else:
         flat = np.ascontiguousarray(rows.reshape(len(rows), -1, rows.shape[-1]).transpose(2, 0, 1))  # C, places, K
         gram, mean = flat.swapaxes(1, 2) @ flat, flat.sum(axis=1)
-    if index not in statistics.inputs:
-        statistics.inputs[index] = Inputs(np.zeros(gram.shape, np.float64), np.zeros(mean.shape, np.float64))
-    inputs = statistics.inputs[index]
+    empty = Inputs(np.zeros(gram.shape), np.zeros(mean.shape))
+    inputs = statistics.inputs.setdefault(index, empty)
     inputs.gram += gram
     inputs.mean += mean
     inputs.rows += len(rows)

@@ -183,6 +183,7 @@ def test_operators_without_a_rule_stay_in_float(images):
     assert signal_to_noise(before, after.reshape(before.shape)) > 10
 
 
+@pytest.mark.slow
 def test_all_steps_on_real_weights_and_unseen_photos(real, testdata):
     """At least 1.5 dB better than plain rounding on photos that were not calibrated on, at the same size; same top 1."""
     seen = load_photos([testdata / "images" / name for name in CALIBRATION], (224, 224)).images
