@@ -44,9 +44,7 @@ def load_photos(
     """Read and preprocess the photos of a `calibration` or `photos` argument.
 
     Args:
-        source: `Photos`, which are returned; a folder, a file, a list of them; a float32 batch (N, H, W, C) as the model takes
-            it; an iterable of uint8 photos (H, W, 3) or float32 images, of `(image, label)` pairs or of dicts with an "image",
-            such as a `tf.data.Dataset`; or "tfds:NAME:SPLIT", a data set of TensorFlow Datasets on this machine.
+        source: as in `Quantization.calibration`; `Photos` are returned unchanged.
         size: (height, width) of the model's input, in pixels.
         value_range: of the model's input: (-1, 1), or (0, 255) when the model scales pixels itself.
         limit: most photos that are read: evenly spaced ones of files and arrays, the first ones of a stream.
@@ -74,12 +72,7 @@ def load_photos(
 def read_photos(
     source, prepare: Callable[[object], np.ndarray], limit: int = LIMIT, progress: Progress | None = None
 ) -> Photos:
-    """Up to `limit` photos of what `load_photos` takes.
-
-    Args:
-        source, limit, progress: as in `load_photos`.
-        prepare: from a path or an array to the image that is kept.
-    """
+    """Up to `limit` photos; see `load_photos`. `prepare` makes the image that is stored from a path or an array."""
     items, name, total = _items(source)
     photos = Photos([], name)
     numbered = evenly_spaced(list(enumerate(items)), limit) if isinstance(items, list) else enumerate(items)

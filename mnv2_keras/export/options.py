@@ -25,9 +25,11 @@ class Quantization:
     """How `export_litert`, `export_detector` and `export_segmenter` quantise a model.
 
     Attributes:
-        calibration: photos for "int8" and "int16x8", at best a hundred like those to come: a folder, files, "tfds:NAME:SPLIT",
-            a float32 batch as the model takes it, or an iterable of uint8 photos. Other files are skipped and reported.
-            In other precisions, they are photos to compare on.
+        calibration: photos for "int8" and "int16x8", at best a hundred like those to come; in other precisions, photos to
+            compare on. A folder, a file, a list of them; a float32 batch (N, H, W, C) as the model takes it; an iterable of uint8
+            photos (H, W, 3) or float32 images, of pairs (image, label) or of dicts with an "image", such as a
+            `tf.data.Dataset`; or "tfds:NAME:SPLIT", a data set of TensorFlow Datasets on this machine. Files that are not
+            images are skipped and reported.
         steps: of "int8": any of "cross_layer_equalization", "gptq", "bias_correction"; with none, values are rounded plainly.
         input_type: of an int8 file: "uint8" (the default, which MediaPipe takes), "int8" or "float32".
         output_type: of an int8 file; None for `input_type`. With "float32", the softmax is computed in float.

@@ -69,8 +69,8 @@ def write_network(
     if is_calibrated:
         if calibration is None:
             raise ValueError(
-                f"precision {precision!r} needs photos to calibrate on: pass quantization=Quantization(calibration=FOLDER) with at "
-                "least one, at best a hundred like those to come (or precision='dynamic', which needs none)."
+                f"precision {precision!r} needs photos to calibrate on: pass quantization=Quantization(FOLDER), or "
+                "--calibrate FOLDER to `mnv2 export`, at best with a hundred like those to come (or choose 'dynamic')."
             )
         report.calibration_images, report.calibrated = len(calibration.images), calibration.source
     on_step("converting", 0, None)

@@ -1,5 +1,6 @@
 """Statistics of a float .tflite file on photos: ranges of its tensors, second moments of its kernels' inputs."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -84,17 +85,16 @@ def _add_inputs(statistics: Statistics, index: int, runner: GraphRunner, rng: np
     operator = runner.file.graph.operators[index]
     x, kernel_shape = runner.stored(operator.inputs[0]), runner.file.shape(operator.inputs[1])
     patches = input_patches(x, kernel_shape[1:3], operator.builtinOptions)
-    rows = patches.reshape(-1, *patches.shape[3:])  # places, kh, kw, C
-    if len(rows) > _PLACES:
-        rows = rows[rng.choice(len(rows), _PLACES, replace=False)]
+    count = math.prod(patches.shape[:3])
+    places = rng.choice(count, _PLACES, replace=False) if count > _PLACES else np.arange(count)
+    rows = np.ascontiguousarray(patches[np.unravel_index(places, patches.shape[:3])])  # places, kh, kw, C
     if runner.file.kind(operator) == "CONV_2D":
         flat = rows.reshape(len(rows), -1)
         gram, mean = flat.T @ flat, flat.sum(axis=0)
     else:
         flat = np.ascontiguousarray(rows.reshape(len(rows), -1, rows.shape[-1]).transpose(2, 0, 1))  # C, places, K
         gram, mean = flat.swapaxes(1, 2) @ flat, flat.sum(axis=1)
-    empty = Inputs(np.zeros(gram.shape), np.zeros(mean.shape))
-    inputs = statistics.inputs.setdefault(index, empty)
+    inputs = statistics.inputs.setdefault(index, Inputs(np.zeros(gram.shape), np.zeros(mean.shape)))
     inputs.gram += gram
     inputs.mean += mean
     inputs.rows += len(rows)
