@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mnv2_keras.export.calibration import Progress
 from mnv2_keras.export.metadata import classifier_metadata, image_input
 from mnv2_keras.export.options import Quantization, old_quantization_keywords
-from mnv2_keras.export.pipeline import Network, write_network
+from mnv2_keras.export.pipeline import Network, is_quantization_aware, write_network
 from mnv2_keras.export.report import ExportReport
 from mnv2_keras.labels import imagenet_labels
 from mnv2_keras.networks.endpoints import takes_pixels
@@ -70,5 +70,6 @@ def _metadata(model, labels: Sequence[str] | None) -> Metadata:
         raise ValueError(f"{len(labels)} labels for outputs of shape {shape}: give one for each class.")
     mean, std = (0.0, 1.0) if takes_pixels(model) else (127.5, 127.5)
     image = image_input(mean, std, model.input_shape[-1])
+    name = model.name.removesuffix("-int8") if is_quantization_aware(model) else model.name
     others = [{"name": f"output_{i}"} for i in range(1, len(model.outputs))]
-    return classifier_metadata(labels, model.name, image, others)
+    return classifier_metadata(labels, name, image, others)

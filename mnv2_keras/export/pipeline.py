@@ -15,7 +15,9 @@ from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, r
 from mnv2_keras.export.conversion import check_operators, convert_precisions
 from mnv2_keras.export.int8 import int8_by_ranges, int8_by_statistics, warning_of_few
 from mnv2_keras.export.options import Quantization
+from mnv2_keras.export.quantization_aware import plain_model
 from mnv2_keras.export.report import ExportReport, ends, operator_counts
+from mnv2_keras.layers import FakeQuantConvolution
 from mnv2_keras.networks.endpoints import takes_pixels
 from mnv2_keras.tflite import Metadata, TfliteFile
 
@@ -108,12 +110,15 @@ def write_network(
     return report, file
 
 
+def is_quantization_aware(model) -> bool:
+    """Whether a model comes from `quantization_aware`."""
+    return any(isinstance(layer, FakeQuantConvolution) for layer in model.layers)
+
+
 def _plain(model, precision: str, quantization: Quantization) -> tuple:
     """(model without fake quantisation, ranges, kernels): for a model of `quantization_aware`, those that it learned."""
-    if not any(type(layer).__name__ == "FakeQuantConvolution" for layer in model.layers):
+    if not is_quantization_aware(model):
         return model, quantization.ranges, []
-    from mnv2_keras.export.quantization_aware import plain_model
-
     if precision != "int8":
         raise ValueError(f"{model.name!r} was trained for int8: export it with precision='int8', not {precision!r}.")
     plain, ranges, kernels = plain_model(model)

@@ -11,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.options import Quantization
 from mnv2_keras.layers import RangedLayer
+from mnv2_keras.tflite import read_metadata
 
 pytestmark = pytest.mark.usefixtures("conversion_in_process")
 #: The first rows of Table 2, so that training takes seconds; every kind of layer is there.
@@ -129,6 +130,7 @@ def test_the_int8_file_computes_the_same(aware, digits, tmp_path):
     images = digits[1][0][:100]
     report = export_litert(aware, tmp_path / "m.tflite", "int8", photos=images)
     assert report.top1 > 0.95
+    assert read_metadata(tmp_path / "m.tflite").about["name"] == "MobilenetV2"
     np.testing.assert_array_equal(aware.predict(images, verbose=0), aware(images, training=False))  # graph and eager
     assert set(report.operators) == {"QUANTIZE", "CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN", "RESHAPE"}
     assert_same(aware, tmp_path / "m.tflite", images, report.outputs[0].scale)
