@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from small_litert import SHAPE, trained_like
+from small_litert import SHAPE, share_conversions, trained_like
 
 from mnv2_keras.export.conversion import convert_in_process
 from mnv2_keras.tflite import TfliteFile
@@ -25,3 +25,11 @@ def float_file(small_model) -> TfliteFile:
 def noise() -> np.ndarray:
     """Eight images of noise in [-1, 1]."""
     return np.random.default_rng(0).uniform(-1, 1, (8, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def shared_conversions():
+    """See `share_conversions`."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_conversions(patch)
+        yield

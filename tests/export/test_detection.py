@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from small_litert import share_conversions
 
 from mnv2_keras import build_ssdlite_mobilenetv2, postprocess_detections, preprocess_detection_image, ssd_anchors
 from mnv2_keras.boxes import intersection_over_union
@@ -19,12 +18,7 @@ CLASSES = 3
 OPTIONS = {"score_threshold": 0.3, "iou_threshold": 0.5, "max_total": 20}
 EVERY = {"every_class": True}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _conversions():
-    with pytest.MonkeyPatch.context() as patch:
-        share_conversions(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_conversions")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +133,16 @@ def test_bad_arguments(model, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_detector(model, tmp_path / "x.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_old_keywords_warn(model, tmp_path):
+    with (
+        pytest.warns(DeprecationWarning, match="pass quantization=Quantization"),
+        pytest.raises(ValueError, match="output_type goes with export_litert"),
+    ):
+        export_detector(model, tmp_path / "x.tflite", "int8", output_type="int8")
+    with pytest.raises(TypeError, match="'colour' is not a keyword"):
+        export_detector(model, tmp_path / "x.tflite", colour="red")
 
 
 def test_other_models_are_refused(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from small_litert import SHAPE, run, share_conversions
+from small_litert import SHAPE, run
 
 from mnv2_keras.export.litert import export_litert
 from mnv2_keras.export.options import Quantization
@@ -11,12 +11,7 @@ from mnv2_keras.export.report import inspect_litert
 from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.tflite import TfliteFile, read_metadata
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _conversions():
-    with pytest.MonkeyPatch.context() as patch:
-        share_conversions(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_conversions")
 
 
 def test_float_file_computes_what_keras_computes(small_model, float_file, noise):

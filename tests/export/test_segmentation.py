@@ -5,7 +5,6 @@ import functools
 
 import numpy as np
 import pytest
-from small_litert import share_conversions
 
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2, convert_checkpoint
 from mnv2_keras.convert.goldens import name_rule_value
@@ -20,12 +19,7 @@ from mnv2_keras.tflite import read_metadata
 
 ARCHIVE = "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _conversions():
-    with pytest.MonkeyPatch.context() as patch:
-        share_conversions(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("shared_conversions")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +126,11 @@ def test_no_photo_to_calibrate_on(small, tmp_path):
     (tmp_path / "photos" / "a.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="none of 1 files can be read"):
         export_segmenter(small, tmp_path / "small.tflite", "int8", quantization=Quantization(tmp_path / "photos"))
+    with (
+        pytest.warns(DeprecationWarning, match="pass quantization=Quantization"),
+        pytest.raises(ValueError, match="none of 1 files can be read"),
+    ):
+        export_segmenter(small, tmp_path / "small.tflite", "int8", calibration=tmp_path / "photos")
 
 
 def test_models_that_are_not_segmenters_are_refused(tmp_path):
