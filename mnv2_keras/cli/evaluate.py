@@ -1,6 +1,6 @@
 """`mnv2 evaluate`: a subcommand for each task, and `merge` for the shards of a classifier."""
 
-import dataclasses
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,27 +18,67 @@ app = typer.Typer(no_args_is_help=True)
 Plot = Annotated[
     Path | None, typer.Option("--plot", "--picture", help="Draw the confusion matrix into this .png or .svg file.")
 ]
-Receipt = Annotated[Path | None, typer.Option("-o", "--output", help="Write the receipt here, as JSON.")]
 Weights = Annotated[str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a registered name.")]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the results of a classifier go."""
+
+    receipt: Annotated[Path | None, typer.Option("-o", "--output", help="Write the receipt here, as JSON.")] = None
+    plot: Plot = None
+    as_json: Json = False
+
+    def write(self, result) -> None:
+        """Write the receipt and the figure, print the metrics."""
+        if self.receipt:
+            result.save(self.receipt)
+        if self.plot:
+            result.plot(self.plot)
+        print_skipped(result.counts.broken, most=20)
+        if self.as_json:
+            print_json({name: value for name, value in result.as_dict().items() if name != "counts"})
+            return
+        low, high = result.interval
+        worst = sorted(result.per_class().items(), key=lambda item: item[1]["top1"])[:5]
+        rows = {
+            "measure": "value",
+            "images": f"{result.images:,}",
+            "top-1": f"{result.top1:.2%}  (95 % interval {low:.2%} to {high:.2%})",
+            "top-5": f"{result.top5:.2%}",
+            "calibration error": f"{result.calibration_error:.4f}",
+            "cross-entropy": f"{result.cross_entropy:.4f}",
+            "hardest classes": ", ".join(f"{name} {values['top1']:.1%}" for name, values in worst),
+        }
+        _print_table(rows, f"{result.about['weights']} ({result.about['engine']}) on {result.about['data']}")
+        if result.shards != [(1, 1)]:
+            err.print("This is a shard: put all of them together with `mnv2 evaluate merge`.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an evaluation."""
+
+    shard: Annotated[str, typer.Option(help="Evaluate only a part, such as 3/16.")] = "1/1"
+    parts: Annotated[Path | None, typer.Option(help="Folder of finished parts, to continue after a stop.")] = None
 
 
 @app.callback(invoke_without_command=True)
 @app.command("classification")
+@grouped_options
 def evaluate(
     context: typer.Context,
+    *,
     data: Data = "",
     weights: Annotated[
         str, typer.Option(help="Archive, checkpoint, Keras file, .tflite, or a name from `mnv2 list`.")
     ] = "mobilenet_v2_1.0_224",
     engine: Annotated[str, typer.Option(help="keras or litert; a .tflite always runs on LiteRT.")] = "keras",
     split: Annotated[str | None, typer.Option(help="Part of the data. Default: validation, if it has parts.")] = None,
-    shard: Annotated[str, typer.Option(help="Evaluate only a part, such as 3/16.")] = "1/1",
     labels: Annotated[Path | None, typer.Option(help="Text file with a label for each output.")] = None,
     central_fraction: Annotated[float, typer.Option(help="Part of each photo that is used.")] = 0.875,
-    receipt: Receipt = None,
-    parts: Annotated[Path | None, typer.Option(help="Folder of finished parts, to continue after a stop.")] = None,
-    plot: Plot = None,
-    as_json: Json = False,
+    part: Part,
+    report: Report,
 ) -> None:
     """Evaluate a classifier as TF-Slim does: top-1, top-5, per class, calibration, confusions.
 
@@ -48,41 +88,37 @@ def evaluate(
         return
     if not data:
         raise ValueError("--data is missing: expected a folder of class folders, a CSV file or a TFDS name.")
-    _check_plot(plot)
+    _check_plot(report.plot)
     from mnv2_keras.evaluation import classification
 
-    piece = classification.parse_shard(shard)
+    piece = classification.parse_shard(part.shard)
     with working("reading the data, evaluating"):
         from mnv2_keras.data.classification import read_examples
 
         name = data if split is None else f"{data} ({split})"
         result = classification.evaluate(
             weights,
-            dataclasses.replace(read_examples(data, split), name=name),
+            replace(read_examples(data, split), name=name),
             engine=engine,
             labels=labels.read_text("utf-8").splitlines() if labels else None,
             shard=piece,
             central_fraction=central_fraction,
-            folder=parts,
+            folder=part.parts,
         )
-    _finish(result, receipt, plot, as_json)
+    report.write(result)
 
 
 @app.command()
-def merge(
-    receipts: Annotated[list[Path], typer.Argument(help="The receipts of the shards.")],
-    receipt: Receipt = None,
-    plot: Plot = None,
-    as_json: Json = False,
-) -> None:
+@grouped_options
+def merge(receipts: Annotated[list[Path], typer.Argument(help="The receipts of the shards.")], report: Report) -> None:
     """Merge the shards of one evaluation of a classifier.
 
     Example: mnv2 evaluate merge part*.json -o receipt.json
     """
-    _check_plot(plot)
+    _check_plot(report.plot)
     from mnv2_keras.evaluation import classification
 
-    _finish(classification.merge(receipts), receipt, plot, as_json)
+    report.write(classification.merge(receipts))
 
 
 @app.command()
@@ -179,32 +215,6 @@ def _check_plot(plot: Path | None) -> None:
         from mnv2_keras.figures import check_figure
 
         check_figure(plot)
-
-
-def _finish(result, receipt: Path | None, plot: Path | None, as_json: bool) -> None:
-    """Write the receipt and the figure of a classifier, show its metrics."""
-    if receipt:
-        result.save(receipt)
-    if plot:
-        result.plot(plot)
-    print_skipped(result.counts.broken, most=20)
-    if as_json:
-        print_json({name: value for name, value in result.as_dict().items() if name != "counts"})
-        return
-    low, high = result.interval
-    worst = sorted(result.per_class().items(), key=lambda item: item[1]["top1"])[:5]
-    rows = {
-        "measure": "value",
-        "images": f"{result.images:,}",
-        "top-1": f"{result.top1:.2%}  (95 % interval {low:.2%} to {high:.2%})",
-        "top-5": f"{result.top5:.2%}",
-        "calibration error": f"{result.calibration_error:.4f}",
-        "cross-entropy": f"{result.cross_entropy:.4f}",
-        "hardest classes": ", ".join(f"{name} {values['top1']:.1%}" for name, values in worst),
-    }
-    _print_table(rows, f"{result.about['weights']} ({result.about['engine']}) on {result.about['data']}")
-    if result.shards != [(1, 1)]:
-        err.print("This is a shard: put all of them together with `mnv2 evaluate merge`.")
 
 
 def _figure(value: float | None) -> str:
