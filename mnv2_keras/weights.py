@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from mnv2_keras.architecture.detector import ANCHOR_SHAPES
-from mnv2_keras.convert.names import DETECTOR, depth, variables
+from mnv2_keras.convert.names import DETECTOR, depth, is_network_variable, variables
 from mnv2_keras.convert.source import Source
 from mnv2_keras.convert.sources import KERAS_FILES, open_source
 from mnv2_keras.convert.sources.keras_content import check_content
@@ -157,8 +157,16 @@ def save_checkpoint(model: keras.Model, prefix: str | os.PathLike) -> Path:
 
     Returns:
         The prefix, as `tf.train.load_checkpoint` and TF-Slim's `--checkpoint_path` take it.
+
+    Raises:
+        ValueError: the model has variables that TF-Slim's network does not have; the message names them.
     """
     arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
+    if foreign := [name for name in arrays if not is_network_variable(name)]:
+        raise ValueError(
+            f"{model.name} is not a network of this package: TF-Slim has no variables {', '.join(foreign[:5])} ({len(foreign)} of "
+            f"{len(arrays)} are foreign). Save it as .keras, or convert the part that was built by mnv2_keras."
+        )
     return write_checkpoint(arrays, prefix)
 
 

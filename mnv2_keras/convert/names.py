@@ -33,6 +33,11 @@ def is_variable(name: str) -> bool:
     return any(name.rpartition("/")[2] in leaves.values() for leaves in _LEAVES.values())
 
 
+def is_network_variable(name: str) -> bool:
+    """Whether a name is a variable of one of the three networks, in full: none of another layer inside their scopes."""
+    return bool(_VARIABLE.fullmatch(name))
+
+
 def root_scope(layer_names) -> str:
     """The scope of the backbone's variables: a detector's where there are box predictors."""
     return DETECTOR if any(name.startswith("BoxPredictor_") for name in layer_names) else CLASSIFIER
@@ -128,6 +133,14 @@ _HEAD_SCOPES = [
     for group, scopes in enumerate(_HEADS)
     for step, scope in enumerate(scopes)
 ]
+
+
+_VARIABLE = re.compile(
+    rf"(?:(?:FeatureExtractor/)?MobilenetV2/(?:Conv|Conv_1|Logits/Conv2d_1c_1x1"
+    rf"|expanded_conv(?:_\d+)?/(?:{'|'.join(_STAGES)})(?:_part_\d+)?)/|"
+    + "|".join(scope.pattern for _, _, scope in _HEAD_SCOPES).replace("logits/", "logits/semantic/")
+    + rf")(?:(?:BatchNorm|GroupNorm)/)?(?:{'|'.join(sorted({leaf for leaves in _LEAVES.values() for leaf in leaves.values()}))})"
+)
 
 
 def _head_place(variable: str) -> tuple[int, int, int]:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-_MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
+#: Last bytes of a table: a checkpoint's index, or a V1 checkpoint.
+TABLE_MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER, _BLOCK_TRAILER = 48, 5
 #: Bytes of an index; the largest official one has 33 kB.
 MAX_INDEX = 64 * 2**20
@@ -67,7 +68,7 @@ def check_index(index: Path) -> None:
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of each entry of a table, from its index of blocks."""
-    if len(content) < _FOOTER or not content.endswith(_MAGIC):
+    if len(content) < _FOOTER or not content.endswith(TABLE_MAGIC):
         raise ValueError("no table of variables")
     _, place = _handle(content, len(content) - _FOOTER)
     handle, _ = _handle(content, place)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.convert.infer import infer_architecture
-from mnv2_keras.convert.names import AVERAGE, depth, variables
+from mnv2_keras.convert.names import AVERAGE, depth, is_network_variable, variables
 from mnv2_keras.convert.source import Source
 
 
@@ -111,7 +111,7 @@ def _check_names(path: Path, model_shapes: Mapping, file_shapes: Mapping, new: C
     for name in file_shapes.keys() - set(expected):
         if name in new:
             left_out[name] = "variables of the old head"
-        elif depth(name) > end:
+        elif depth(name) > end and is_network_variable(name):
             left_out[name] = "variables after the model's end"
         else:
             unknown.append(name)

@@ -16,6 +16,7 @@ from small_checkpoints import archive_of, same_weights, small
 from mnv2_keras import build_mobilenetv2, convert_checkpoint, load_checkpoint, save_checkpoint
 from mnv2_keras.convert.archives import MAX_MEMBER_BYTES
 from mnv2_keras.convert.sources.tf_slim import write_checkpoint
+from mnv2_keras.convert.tensor_bundle import TABLE_MAGIC
 from mnv2_keras.weights import save_model
 
 
@@ -89,7 +90,7 @@ def test_damaged_and_foreign_files(network, prefix, tmp_path):
         "stub.tgz": whole[:10],
         "empty.tgz": b"",
         "text.tgz": b"<html>404</html>" * 100,
-        "text.ckpt": b"not a checkpoint" * 100,
+        "table.ckpt": b"not a checkpoint" * 100 + TABLE_MAGIC,
         "empty.ckpt": b"",
     }
     for name, content in cases.items():
@@ -111,6 +112,64 @@ def test_damaged_and_foreign_files(network, prefix, tmp_path):
     write_checkpoint({"w": np.ones(2, "f4")}, tmp_path / "other" / "second.ckpt")
     with pytest.raises(ValueError, match="holds 2 checkpoints"):
         convert_checkpoint(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("model.pth", b"PK\x03\x04" + bytes(100), "a PyTorch file or another zip archive"),
+        ("model.pt", b"\x80\x02" + bytes(100), "a Python pickle, such as an old PyTorch file"),
+        ("model.onnx", b"\x08\x07" + bytes(100), "an ONNX model"),
+        ("model.ckpt", b"not a checkpoint" * 10, "not a file of weights"),
+        ("model.ckpt", b"<!DOCTYPE html>" * 10, "a web page or XML"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name, content, kind, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is {kind}.*: expected an archive"):
+        convert_checkpoint(tmp_path / name)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(ValueError, match=r"pipe\.ckpt is not a regular file"):
+        convert_checkpoint(tmp_path / "pipe.ckpt")
+
+
+def test_the_newest_checkpoint_of_a_training_folder_is_taken(network, tmp_path):
+    for step in (5, 10):
+        arrays = {name: array * step if name.endswith("biases") else array for name, array in network[1].items()}
+        write_checkpoint(arrays, tmp_path / f"mobilenet_v2_0.1_32.ckpt-{step}")
+    (tmp_path / "checkpoint").write_text(
+        'model_checkpoint_path: "/other/mobilenet_v2_0.1_32.ckpt-10"\nall_model_checkpoint_paths: "x"\n'
+    )
+    bias = next(array for name, array in network[1].items() if name.endswith("biases"))
+    for path in (tmp_path, tmp_path / "checkpoint"):
+        model = convert_checkpoint(path, input_shape=(32, 32, 3))
+        np.testing.assert_array_equal(model.get_layer("Logits-Conv2d_1c_1x1").bias, bias * 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["MobilenetV2/expanded_conv_3/attention/weights", "MobilenetV2/attention/weights", "head/weights"]
+)
+def test_a_foreign_variable_is_named_wherever_it_stands(name, network, tmp_path):
+    write_checkpoint(network[1] | {name: np.ones((1, 1, 2, 2), "f4")}, tmp_path / "mobilenet_v2_0.1_32.ckpt")
+    for convert in (
+        convert_checkpoint,
+        lambda path: build_mobilenetv2(0.1, (32, 32, 3), classes=None, include_top=False, weights=path),
+    ):
+        with pytest.raises(ValueError, match=rf"1 unknown to the model \({name}\)"):
+            convert(tmp_path / "mobilenet_v2_0.1_32.ckpt")
+
+
+def test_a_network_of_another_kind_is_not_saved_under_names_of_tf_slim(tmp_path):
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, keras.layers.Conv2D(4, 3, name="conv1")(image))
+    with pytest.raises(
+        ValueError, match=r"TF-Slim has no variables MobilenetV2/conv1/weights, MobilenetV2/conv1/biases \(2 of 2"
+    ):
+        save_checkpoint(model, tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_and_damaged_data_file(prefix):

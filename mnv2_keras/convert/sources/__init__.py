@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mnv2_keras.convert.source import Source
+from mnv2_keras.convert.tensor_bundle import TABLE_MAGIC
 
 #: Complete models saved by Keras.
 KERAS_FILES = (".keras", ".h5")
@@ -20,16 +21,48 @@ def open_source(path: str | os.PathLike) -> contextlib.AbstractContextManager[So
         ValueError: it is damaged or unsafe, or holds no weights under TF-Slim's names; the message says what to do.
     """
     path = Path(path).expanduser()
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(8)
+    head, tail = _ends(path)
     from mnv2_keras.convert.sources import frozen_graph, google_tflite, keras_file, tf_slim
 
-    if path.suffix == ".tflite" or head[4:] == b"TFL3":
+    suffix = path.suffix.lower()
+    if suffix == ".tflite" or head[4:] == b"TFL3":
         return contextlib.nullcontext(google_tflite.read(path, path))
-    if path.suffix in KERAS_FILES or head.startswith(b"\x89HDF"):
+    if suffix in (*KERAS_FILES, ".hdf5") or head.startswith(b"\x89HDF"):
         return contextlib.nullcontext(keras_file.read(path))
-    if path.suffix == ".pb":
+    if suffix == ".pb":
         return contextlib.nullcontext(frozen_graph.read(path))
+    if path.name == "checkpoint" and path.is_file():  # TensorFlow's note of the newest checkpoint in its folder
+        return tf_slim.open_checkpoint(path.parent)
+    is_part = path.name.endswith((*tf_slim.SUFFIXES, ".index", ".meta")) or ".data-" in path.name
+    if head and not is_part and tail != TABLE_MAGIC:
+        kind = next((kind for start, kind in _OTHERS.items() if head.startswith(start)), None)
+        kind = kind or ("an ONNX model" if suffix == ".onnx" else "not a file of weights")
+        raise ValueError(
+            f"{path} is {kind}: expected an archive (.tgz, .tar.gz), a TF-Slim checkpoint, a frozen graph (.pb), a Keras model "
+            "(.keras, .h5) or one of Google's .tflite files."
+        )
     return tf_slim.open_checkpoint(path)
+
+
+#: First bytes of files that are often taken for checkpoints.
+_OTHERS = {
+    b"PK\x03\x04": "a PyTorch file or another zip archive, which this package does not read",
+    b"\x80": "a Python pickle, such as an old PyTorch file, which this package does not read",
+    b"<": "a web page or XML, not weights",
+}
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last 8 bytes of a file; nothing for a folder or a missing file.
+
+    Raises:
+        ValueError: it is a pipe or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is not a regular file but a pipe or a device: pass the path of a file.")
+    if not path.is_file():
+        return b"", b""
+    with path.open("rb") as file:
+        head = file.read(8)
+        file.seek(max(0, path.stat().st_size - 8))
+        return head, file.read()

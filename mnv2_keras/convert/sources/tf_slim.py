@@ -15,6 +15,7 @@ from mnv2_keras.convert.source import Source, sha256_of
 from mnv2_keras.convert.sources import google_tflite
 from mnv2_keras.convert.tensor_bundle import check_index
 
+_NEWEST = re.compile(r'^model_checkpoint_path: "(.*)"', re.MULTILINE)
 _V2_PART = re.compile(r"\.(?:index|meta|data-\d{5}-of-\d{5})$")
 
 
@@ -30,6 +31,10 @@ def _prefix_in(folder: Path, source: Path) -> Path:
         prefixes = [prefix for path in inner for prefix in _prefixes(path)]
     for suffix in (".ckpt", ".tflite"):  # V1; and the only file in some archives of quantised networks
         prefixes = prefixes or [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix == suffix]
+    state = folder / "checkpoint"  # of a training: it names the newest one
+    newest = _NEWEST.search(state.read_text("utf-8", "replace")) if len(prefixes) > 1 and state.is_file() else None
+    if newest:
+        prefixes = [prefix for prefix in prefixes if prefix.name == Path(newest[1]).name] or prefixes
     if len(prefixes) == 1:
         return prefixes[0]
     if not prefixes:
