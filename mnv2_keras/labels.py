@@ -1,7 +1,7 @@
 """Labels of ImageNet, Pascal VOC and COCO, and the best classes of a network's scores."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -77,7 +77,7 @@ def published_labels(task: str, classes: int) -> tuple[str, ...] | None:
 
 
 def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
-    """The lines of a text file.
+    """The lines of a text file (UTF-8, with or without a byte order mark); empty lines at its end do not count.
 
     Raises:
         FileNotFoundError: no such file.
@@ -85,11 +85,45 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
     """
     path = Path(path).expanduser()
     try:
-        return tuple(path.read_text("utf-8-sig").splitlines())
+        return tuple(path.read_text("utf-8-sig").rstrip().splitlines())
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file of labels {path}: check the path.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+
+
+def class_labels(labels, classes: int | None = None) -> tuple[str, ...]:
+    """Labels in each of the forms that this package takes.
+
+    Args:
+        labels: a text file with one label per line (a path), a sequence of texts in the order of the outputs, or a dictionary
+            `{index: label}` with an entry for each output.
+        classes: the number that is expected; None for any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another number of labels, a dictionary without the indices 0 to classes - 1, or another type.
+    """
+    if isinstance(labels, str | os.PathLike):
+        origin, names = str(labels), read_labels(labels)
+    elif isinstance(labels, Mapping):
+        if sorted(labels, key=str) != sorted(range(len(labels)), key=str):
+            raise ValueError(
+                f"labels has the keys {list(labels)[:5]}: expected the indices 0 to {len(labels) - 1}, each once."
+            )
+        origin, names = "labels", tuple(labels[i] for i in range(len(labels)))
+    elif isinstance(labels, Sequence | np.ndarray) and not isinstance(labels, bytes):
+        origin, names = "labels", tuple(labels)
+    else:
+        raise ValueError(
+            f"labels is a {type(labels).__name__}: expected a path, a sequence of texts in the order of the outputs, or "
+            "{index: text}."
+        )
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"labels holds {wrong[0]!r}: expected texts.")
+    if classes and len(names) != classes:
+        raise ValueError(f"{origin}: {len(names)} labels were given for {classes} classes: give one for each.")
+    return tuple(map(str, names))
 
 
 def labels_beside(weights, classes: int) -> tuple[str, ...] | None:

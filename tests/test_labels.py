@@ -7,6 +7,7 @@ import pytest
 
 from mnv2_keras.labels import (
     Prediction,
+    class_labels,
     coco_labels,
     decode_predictions,
     imagenet_labels,
@@ -35,6 +36,41 @@ def test_imagenet_names_what_the_goldens_saw(testdata):
             [[best, *_]] = decode_predictions(logits[1:])
             assert best.index == index - 1
             assert label in best.label
+
+
+def test_labels_are_taken_in_every_form(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\nhot dog\n\n")
+    forms = [tmp_path / "labels.txt", str(tmp_path / "labels.txt"), ["cat", "hot dog"], np.array(["cat", "hot dog"])]
+    for labels in [*forms, {1: "hot dog", 0: "cat"}, {np.int64(0): "cat", np.int64(1): "hot dog"}]:
+        assert class_labels(labels, 2) == ("cat", "hot dog")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"cat", "dog"}, "labels is a set: expected a path, a sequence"),
+        (b"cat", "labels is a bytes"),
+        (None, "labels is a NoneType"),
+        (2, "labels is a int"),
+        ({"cat": 0, "dog": 1}, r"labels has the keys \['cat', 'dog'\]: expected the indices 0 to 1"),
+        ({1: "cat", 2: "dog"}, "expected the indices 0 to 1"),
+        ([1, 2], "labels holds 1: expected texts"),
+        (["cat"], "1 labels were given for 2 classes"),
+    ],
+)
+def test_other_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        class_labels(labels, 2)
+
+
+def test_a_file_of_labels_that_is_missing_or_in_another_encoding(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file of labels .*none\.txt"):
+        class_labels(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8 text"):
+        class_labels(tmp_path / "latin.txt")
+    with pytest.raises(FileNotFoundError):
+        class_labels("cat and dog")
 
 
 @pytest.mark.parametrize("classes", [0, 21, 999, 1002])

@@ -34,6 +34,7 @@ class ConvConfig:
         one_of("normalization", self.normalization, ("batch_norm", "group_norm"))
         whole_number("groups", self.groups)
         real_number("batch_norm_momentum", self.momentum, 0, 1)
+        real_number("batch_norm_epsilon", self.epsilon, 0)
         real_number("weight_decay", self.weight_decay, 0)
 
 

@@ -28,6 +28,7 @@ def build_mobilenetv2(
     normalization: str = "batch_norm",
     groups: int = 8,
     batch_norm_momentum: float = 0.997,
+    batch_norm_epsilon: float = 1e-3,
     weight_decay: float = 0.0,
     activation: str = "relu6",
     split_expansion: int = 1,
@@ -56,7 +57,7 @@ def build_mobilenetv2(
         pooling: without the top: None for the feature map, "avg" or "max" for (B, C).
         dropout_rate: before the classifier, in training (TF-Slim keeps 0.8).
         output_stride: None, 1 or even. After the network's stride has reached it, strides become dilation.
-        explicit_padding: pad symmetrically as PyTorch does; what weights trained in PyTorch need.
+        explicit_padding: pad symmetrically as PyTorch does; weights trained in PyTorch need it, and `batch_norm_epsilon=1e-5`.
         finegrain_classification_mode: keep the last convolution at 1280 for alpha below 1, as all published classifiers do
             (TF-Slim's bare function does not).
         min_depth: least number of channels of a layer, expansions excepted.
@@ -64,6 +65,7 @@ def build_mobilenetv2(
         normalization: "batch_norm" or "group_norm".
         groups: groups of the group norm.
         batch_norm_momentum: decay of the moving statistics.
+        batch_norm_epsilon: added to the variance; weights trained in PyTorch need 1e-5.
         weight_decay: 4e-5 as published: TF-Slim's L2, on all kernels but the depthwise ones.
         activation: name of a Keras activation.
         split_expansion, split_projection: groups to cut the 1x1 convolutions into (paper section 5).
@@ -106,7 +108,7 @@ def build_mobilenetv2(
     )
     _check_size(image, plan.endpoints[plan.end(final_endpoint)].stride)
     options = {"weight_decay": weight_decay, "activation": activation, "explicit_padding": explicit_padding}
-    config = ConvConfig(normalization, groups, batch_norm_momentum, **options)
+    config = ConvConfig(normalization, groups, batch_norm_momentum, batch_norm_epsilon, **options)
     *_, x = backbone(x, plan, config, final_endpoint).values()
     if include_top:
         x = classification(x, classes, config, dropout_rate, classifier_activation)

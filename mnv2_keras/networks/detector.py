@@ -21,6 +21,7 @@ def build_ssdlite_mobilenetv2(
     predictor_kernel: int | None = None,
     min_depth: int = MIN_DEPTH,
     batch_norm_momentum: float = 0.9997,
+    batch_norm_epsilon: float = 1e-3,
     weight_decay: float = 0.0,
     include_preprocessing: bool = False,
     plan: DetectorPlan | None = None,
@@ -43,7 +44,7 @@ def build_ssdlite_mobilenetv2(
         predictor_kernel: side of the predictors' kernels: 3 for SSDLite; for the classic SSD 1 as published (the default), or 3.
         min_depth: least number of channels of a layer. Classifiers have 8, which differs below alpha 0.75: pass 8 to take the
             backbone of one.
-        batch_norm_momentum: decay of the moving statistics.
+        batch_norm_momentum, batch_norm_epsilon: decay of the moving statistics; added to the variance.
         weight_decay: 4e-5 as published: L2 on all kernels but the backbone's depthwise ones.
         include_preprocessing: take 0 to 255 and scale to [-1, 1] inside.
         plan: a plan of `make_detector_plan`, in place of the arguments that describe one.
@@ -69,7 +70,7 @@ def build_ssdlite_mobilenetv2(
         predictor_kernel=predictor_kernel,
         min_depth=min_depth,
     )
-    config = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
+    config = ConvConfig(momentum=batch_norm_momentum, epsilon=batch_norm_epsilon, weight_decay=weight_decay)
     endpoints = backbone(x, plan.backbone, config)
     config = dataclasses.replace(config, decay_depthwise=True)
     maps = [endpoints[name] for name in plan.feature_maps]

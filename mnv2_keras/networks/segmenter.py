@@ -29,6 +29,7 @@ def build_deeplabv3_mobilenetv2(
     dropout_rate: float = 0.1,
     weight_decay: float = 0.0,
     batch_norm_momentum: float = 0.997,
+    batch_norm_epsilon: float = 1e-3,
     include_preprocessing: bool = False,
     min_depth: int | None = None,
     divisible_by: int | None = None,
@@ -53,7 +54,7 @@ def build_deeplabv3_mobilenetv2(
         aspp_separable: whether the atrous branches are depthwise and pointwise.
         dropout_rate: before the logits, in training (DeepLab keeps 0.9).
         weight_decay: 4e-5 in the published training: L2 on all kernels but the depthwise ones.
-        batch_norm_momentum: decay of the backbone's moving statistics; the head's is 0.9997.
+        batch_norm_momentum, batch_norm_epsilon: of the backbone; the head has 0.9997 and 1e-5.
         include_preprocessing: take 0 to 255 and scale to [-1, 1] inside.
         min_depth, divisible_by: rounding of the backbone's widths; None as published: 8 and 8 for alpha 1, otherwise 1 and 1.
         plan: a plan of `make_segmenter_plan`, in place of the arguments that describe one.
@@ -81,7 +82,7 @@ def build_deeplabv3_mobilenetv2(
         min_depth=min_depth,
         divisible_by=divisible_by,
     )
-    config = ConvConfig(momentum=batch_norm_momentum, weight_decay=weight_decay)
+    config = ConvConfig(momentum=batch_norm_momentum, epsilon=batch_norm_epsilon, weight_decay=weight_decay)
     endpoints = backbone(x, plan.backbone, config, plan.features)
     config = ConvConfig(momentum=MOMENTUM, epsilon=EPSILON, weight_decay=weight_decay, activation="relu")
     x = endpoints[plan.features]

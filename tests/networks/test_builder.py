@@ -79,3 +79,17 @@ def test_arguments_that_agree_with_the_plan_are_accepted():
 def test_arguments_that_contradict_the_plan_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [(build_mobilenetv2, 32), (build_ssdlite_mobilenetv2, 64), (build_deeplabv3_mobilenetv2, 33)],
+)
+def test_epsilon_of_the_batch_norms_is_an_option(build, size):
+    """PyTorch's weights need 1e-5. The heads of DeepLab have 1e-5 always."""
+    model = build(0.1, (size, size, 3), classes=2, batch_norm_epsilon=1e-5)
+    norms = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
+    assert len(norms) >= 52
+    assert {layer.epsilon for layer in norms} == {1e-5}
+    with pytest.raises(ValueError, match="batch_norm_epsilon is -1: expected a finite number from 0"):
+        build(0.1, (size, size, 3), classes=2, batch_norm_epsilon=-1)
