@@ -59,9 +59,9 @@ def share_conversions(monkeypatch) -> None:
     convert, files = pipeline.convert_precisions, {}
 
     def cached(model, precisions, batch, resolution, calibration) -> list[TfliteFile]:
-        key = (model.name, model.input_shape, str(model.output_shape), *precisions, batch, resolution)
-        if key not in files:
-            files[key] = convert(model, precisions, batch, resolution, calibration)
-        return [file.copy() for file in files[key]]
+        own = files.setdefault((model.name, model.input_shape, str(model.output_shape), batch, resolution), {})
+        if missing := [precision for precision in precisions if precision not in own]:
+            own |= zip(missing, convert(model, missing, batch, resolution, calibration), strict=True)
+        return [own[precision].copy() for precision in precisions]
 
     monkeypatch.setattr(pipeline, "convert_precisions", cached)

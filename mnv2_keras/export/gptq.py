@@ -23,7 +23,6 @@ def gptq(
     file: TfliteFile,
     statistics: Statistics,
     scheme: Mapping[int, QuantParams],
-    damping: float = _DAMPING,
     compensate: bool = True,
     correct_bias: bool = True,
 ) -> dict[int, Kernel]:
@@ -33,16 +32,14 @@ def gptq(
         file: the float32 file.
         statistics: with the inputs of its kernels.
         scheme: quantisation of its activations, by tensor index.
-        damping: share of the mean second moment that is added to all.
         compensate: whether errors are compensated; False rounds each weight to the nearest.
         correct_bias: whether biases are corrected.
     """
-    chosen = {}
+    kernels = {}
     for i, (operator, kind) in enumerate(file.operators):
-        source = operator.inputs[1] if len(operator.inputs) > 1 else -1
-        if i not in statistics.inputs or len(file.consumers[source]) > 1:
+        if i not in statistics.inputs or len(file.consumers[operator.inputs[1]]) > 1:
             continue
-        inputs = statistics.inputs[i]
+        inputs, source = statistics.inputs[i], operator.inputs[1]
         values, bias = file.kernel_and_bias(operator)
         axis = 0 if kind == "CONV_2D" else 3
         if kind == "CONV_2D" and values.reshape(len(values), -1).shape[1] != inputs.gram.shape[0]:
@@ -55,31 +52,30 @@ def gptq(
         gram, mean = inputs.gram / inputs.rows, inputs.mean / inputs.rows
         if not compensate:
             stored = np.clip(np.rint(rows / scale[:, None]), -127, 127)
-        elif axis == 0:
-            stored = _compensated(rows.astype(np.float64), gram, scale.astype(np.float64), damping)
         else:
-            stored = _compensated_depthwise(rows.astype(np.float64), gram, scale.astype(np.float64), damping)
+            compensated = _compensated if axis == 0 else _compensated_depthwise
+            stored = compensated(rows.astype(np.float64), gram, scale.astype(np.float64))
         if correct_bias and bias is not None:
             error = stored * scale[:, None] - rows
             bias = bias - (error @ mean if axis == 0 else np.sum(error * mean, axis=1))
         shaped = stored.reshape(values.shape) if axis == 0 else stored.T.reshape(values.shape)
-        chosen[source] = Kernel(shaped.astype(np.int8), scale, None if bias is None else bias.astype(np.float32))
-    return chosen
+        kernels[source] = Kernel(shaped.astype(np.int8), scale, None if bias is None else bias.astype(np.float32))
+    return kernels
 
 
-def _inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
+def _inverse_factor(gram: np.ndarray) -> np.ndarray:
     """Upper Cholesky factor of the inverse of the damped second moments; (..., K, K)."""
     diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-    ridge = np.maximum(damping * diagonal.mean(axis=-1), 1e-8)
+    ridge = np.maximum(_DAMPING * diagonal.mean(axis=-1), 1e-8)
     inverse = np.linalg.inv(gram + ridge[..., None, None] * np.eye(gram.shape[-1]))
     return np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2).swapaxes(-1, -2)
 
 
-def _compensated(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
+def _compensated(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(O, K) stored numbers; all outputs have the same inputs, of second moments `gram` (K, K)."""
     # The strongest inputs are rounded first, while the most weights are left to compensate their errors.
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    upper = _inverse_factor(gram[np.ix_(order, order)], damping)
+    upper = _inverse_factor(gram[np.ix_(order, order)])
     rest = rows[:, order].copy()
     stored = np.empty_like(rest)
     for start in range(0, rest.shape[1], _BLOCK):
@@ -95,9 +91,9 @@ def _compensated(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping:
     return result
 
 
-def _compensated_depthwise(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
+def _compensated_depthwise(rows: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(C, K) stored numbers of a depthwise kernel: each channel has its own inputs, of second moments `gram` (C, K, K)."""
-    upper = _inverse_factor(gram, damping)
+    upper = _inverse_factor(gram)
     rest = rows.copy()
     stored = np.empty_like(rest)
     for k in range(rest.shape[1]):
