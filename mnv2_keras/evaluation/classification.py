@@ -344,7 +344,7 @@ def evaluate(
         examples: `Examples` or `TfdsExamples`. Images that cannot be read are not counted, see `Readable`.
         engine: "keras" or "litert"; a `.tflite` file always runs on LiteRT, anything else is exported to float32 for it.
         labels: of the network's outputs; by default those in the file, `labels.txt` beside it, ImageNet's, or the data's.
-        shard: (number, of how many): only every so-many-th image, such as every 16th from the third on for (3, 16).
+        shard: (number, of how many): (3, 16) takes every 16th image from the third on.
         central_fraction: part of the photo that is used; 1 for the whole photo.
         batch: images at once, on Keras.
         folder: keeps finished parts; after a kill the same evaluation continues from them.

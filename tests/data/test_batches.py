@@ -20,18 +20,18 @@ def epochs_of(examples, **options):
 
 
 def test_every_epoch_has_its_own_order_which_a_resumed_run_has_too():
-    whole = epochs_of(numbered(), epochs=range(3), seed=5)
-    assert len(whole) == 3 * 2  # whole batches only
-    assert all(len({*whole[i], *whole[i + 1]}) == 8 for i in (0, 2, 4))
-    assert whole[:2] != whole[2:4]
-    assert epochs_of(numbered(), epochs=range(1, 3), seed=5) == whole[2:]
-    assert epochs_of(numbered(), epochs=range(3), seed=6) != whole
+    labels = epochs_of(numbered(), epochs=range(3), seed=5)
+    assert len(labels) == 3 * 2  # full batches only
+    assert all(len({*labels[i], *labels[i + 1]}) == 8 for i in (0, 2, 4))
+    assert labels[:2] != labels[2:4]
+    assert epochs_of(numbered(), epochs=range(1, 3), seed=5) == labels[2:]
+    assert epochs_of(numbered(), epochs=range(3), seed=6) != labels
 
 
 def test_workers_share_each_batch():
-    whole = epochs_of(numbered(), epochs=range(2))
+    labels = epochs_of(numbered(), epochs=range(2))
     parts = [epochs_of(numbered(), epochs=range(2), worker=(i, 2)) for i in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    assert [a + b for a, b in zip(*parts, strict=True)] == labels
     with pytest.raises(ValueError, match="cannot be shared by 3 workers"):
         epochs_of(numbered(), worker=(0, 3))
 
@@ -44,8 +44,7 @@ def test_fewer_images_than_a_batch():
 def test_a_broken_image_counts_nothing_and_is_named(photos):
     (photos / "bee" / "2.png").write_bytes(b"not a picture")
     examples = read_examples(photos)
-    found = list(training_batches(examples, 15, evaluated, (8, 8), class_weights={0: 2.0}))
-    ((images, labels, weights),) = found
+    ((images, labels, weights),) = training_batches(examples, 15, evaluated, (8, 8), class_weights={0: 2.0})
     assert images.shape == (15, 8, 8, 3)
     assert sorted(weights.numpy()[labels.numpy() == 1]) == [0, 1, 1, 1, 1]
     assert weights.numpy()[labels.numpy() == 0].tolist() == [2] * 5
@@ -126,9 +125,9 @@ def test_a_tfds_stream_is_shuffled_and_shared_by_its_seed(flowers):
         return [(x.numpy().tobytes(), y.numpy().tolist()) for x, y, _ in batches]
 
     tf.random.set_seed(0)  # as a training with the recipes' seed has it
-    whole = run()
+    batches_of_one = run()
     tf.random.set_seed(5)
-    assert run() == whole
-    assert whole[:4] != whole[4:]
+    assert run() == batches_of_one
+    assert batches_of_one[:4] != batches_of_one[4:]
     halves = [run(worker=(i, 2)) for i in range(2)]
-    assert [a[1] + b[1] for a, b in zip(*halves, strict=True)] == [labels for _, labels in whole]
+    assert [a[1] + b[1] for a, b in zip(*halves, strict=True)] == [labels for _, labels in batches_of_one]

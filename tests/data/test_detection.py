@@ -172,10 +172,10 @@ def test_batches_pad_objects_and_leave_crowds_out():
 
 def test_a_photo_that_cannot_be_read_is_left_out_and_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    whole = draw_shapes(0, 48)
-    bad = DetectionExample(tmp_path / "broken.jpg", whole.boxes, whole.classes, whole.crowd)
+    shapes = draw_shapes(0, 48)
+    bad = DetectionExample(tmp_path / "broken.jpg", shapes.boxes, shapes.classes, shapes.crowd)
     broken = {}
-    ((images, _),) = detection_batches([whole, bad, whole], (32, 32), 3, repeat=False, broken=broken)
+    ((images, _),) = detection_batches([shapes, bad, shapes], (32, 32), 3, repeat=False, broken=broken)
     assert len(images) == 2
     assert list(broken) == [str(tmp_path / "broken.jpg")]
     assert list(detection_batches([bad], (32, 32), 1)) == [], "endless batches of nothing end"
@@ -198,8 +198,8 @@ def test_endless_batches_with_augmentation():
 def test_batches_from_a_later_step_on_are_the_same(tmp_path, stream):
     """Order and augmentation; a photo that cannot be read has no place in either."""
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    whole = drawn_shapes(5, 40).examples
-    rows = [*whole, DetectionExample(tmp_path / "broken.jpg", whole[0].boxes, whole[0].classes, whole[0].crowd)]
+    shapes = drawn_shapes(5, 40).examples
+    rows = [*shapes, DetectionExample(tmp_path / "broken.jpg", shapes[0].boxes, shapes[0].classes, shapes[0].crowd)]
     data = type("Stream", (), {"__iter__": lambda _: iter(rows)})() if stream else rows
     options = {"augment": augmentation.augmentation(), "seed": 3}
     later = detection_batches(data, (32, 32), 2, start=4, **options)

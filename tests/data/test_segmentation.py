@@ -1,4 +1,4 @@
-"""Photos with masks: where they come from, what is refused or left out, and what training does to them."""
+"""Photos with masks: their sources, what is refused or left out, and the augmentation."""
 
 import numpy as np
 import pytest
@@ -32,16 +32,18 @@ def test_augmentation_keeps_photo_and_mask_together():
     padded = 0
     for scales in [(1.0,), (0.5, 2.0)]:
         for seed in range(12):
-            made = augmented(tf.constant(photo), tf.constant(labels), (50, 40), (seed, 0), scales)
-            image, mask = (each.numpy() for each in made)
+            image, mask = (
+                tensor.numpy()
+                for tensor in augmented(tf.constant(photo), tf.constant(labels), (50, 40), (seed, 0), scales)
+            )
             assert image.shape == (50, 40, 3)
             assert mask.shape == (50, 40)
             outside = mask == 255
             padded += outside.any()
             np.testing.assert_allclose(image[outside], 0, atol=1e-6)  # 127.5, normalised
-            told = np.rint((image[..., 0] + 1) * 127.5 / 20)
+            shown = np.rint((image[..., 0] + 1) * 127.5 / 20)
             # Between two labels bilinear pixels are blends.
-            assert np.mean(told[~outside] == mask[~outside]) > (0.999 if scales == (1.0,) else 0.8)
+            assert np.mean(shown[~outside] == mask[~outside]) > (0.999 if scales == (1.0,) else 0.8)
     assert padded
     image, mask = augmented(tf.constant(photo), tf.constant(labels), (36, 48), (0, 0), (1.0,), flip=1.0)
     np.testing.assert_array_equal(mask, labels[:, ::-1])
@@ -51,19 +53,24 @@ def test_augmentation_draws_everything():
     """Every scale, every place and both sides come up."""
     labels = np.arange(200).reshape(10, 20).astype(np.uint8)
     photo = np.zeros((10, 20, 3), np.uint8)
-    masks = [augmented(tf.constant(photo), labels, (8, 19), (0, i), (1.0,))[1].numpy() for i in range(100)]
+
+    def drawn(count, crop, scales):
+        mask = tf.function(lambda seed: augmented(tf.constant(photo), tf.constant(labels), crop, seed, scales)[1])
+        return [mask(tf.constant((0, i))).numpy() for i in range(count)]
+
+    masks = drawn(100, (8, 19), (1.0,))
     corners = {(int(mask[0, 0]), int(mask[0, 1]) - int(mask[0, 0])) for mask in masks}
     plain = {(20 * top + left, 1) for top in range(3) for left in range(2)}
     assert corners == plain | {(first + 18, -1) for first, _ in plain}
-    masks = [augmented(tf.constant(photo), labels, (30, 60), (0, i), (0.5, 1.0, 2.0))[1].numpy() for i in range(30)]
+    masks = drawn(30, (30, 60), (0.5, 1.0, 2.0))
     assert {int((mask != 255).sum()) for mask in masks} == {50, 200, 800}
 
 
 def test_batches_are_endless_and_given_by_the_seed_alone():
     def batches(seed, others_seed, start=0):
         tf.random.set_seed(others_seed)
-        made = segmentation_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, seed, start)
-        return [batch for batch, _ in zip(made, range(5 - start), strict=False)]
+        stream = segmentation_batches(DrawnShapes(3, 33), 2, (33, 33), (0.75, 1.5), 0.5, seed, start)
+        return [batch for batch, _ in zip(stream, range(5 - start), strict=False)]
 
     first, again, other = batches(1, 2), batches(1, 3), batches(4, 2)
     for (image, mask), (image_2, mask_2) in zip(first, again, strict=True):
@@ -204,15 +211,22 @@ def test_what_cannot_be_read_is_left_out_and_named(shapes_folder):
         assert len(order) == 3
         assert set(order) == {0, 2}
     pairs = photos_and_masks(photos, masks, 4)
-    assert (
-        train_segmenter(small_segmenter(), pairs, SegmentationRecipe(steps=2, batch=3, crop=(33, 33)))[-1]["step"] == 2
-    )
+    assert len(list(segmentation_batches(pairs, 3, (33, 33), (1.0,)).take(2))) == 2
     assert list(pairs.broken) == [str(photos / "1.png")]
     (photos / "0.png").write_bytes(b"")
     (masks / "2.png").write_bytes(b"broken")
     for reading in (iter, lambda pairs: pairs.shuffled((0, 0))):
         with pytest.raises(ImageError, match="None of 3 photos with masks can be read: .*png is"):
             list(reading(photos_and_masks(photos, masks, 4)))
+
+
+@pytest.mark.slow
+def test_training_leaves_out_what_cannot_be_read(shapes_folder):
+    (shapes_folder / "photos" / "1.png").write_bytes(b"broken")
+    pairs = photos_and_masks(shapes_folder / "photos", shapes_folder / "masks", 4)
+    rows = train_segmenter(small_segmenter(), pairs, SegmentationRecipe(steps=2, batch=3, crop=(33, 33)))
+    assert rows[-1]["step"] == 2
+    assert list(pairs.broken) == [str(shapes_folder / "photos" / "1.png")]
 
 
 @pytest.mark.filterwarnings("ignore")  # TFDS's own
@@ -234,15 +248,15 @@ def test_tfds(tmp_path, monkeypatch):
             for i, (image, mask) in enumerate(DrawnShapes(4, 33)):
                 yield i, {"image": image, "segmentation_mask": mask[..., None]}
 
-    made = Drawn(data_dir=tmp_path)
-    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: made)
+    builder = Drawn(data_dir=tmp_path)
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
     pairs = tfds_photos_and_masks("drawn", "train", 4)
     assert len(pairs) == 4
-    found = {mask.tobytes(): photo for photo, mask in pairs}
+    photo_of = {mask.tobytes(): photo for photo, mask in pairs}
     for photo, mask in DrawnShapes(4, 33):
-        np.testing.assert_array_equal(found[mask.tobytes()], photo)
+        np.testing.assert_array_equal(photo_of[mask.tobytes()], photo)
     orders = [[mask.tobytes() for _, mask in pairs.shuffled((0, i))] for i in range(8)]
-    assert all(sorted(order) == sorted(found) for order in orders)
+    assert all(sorted(order) == sorted(photo_of) for order in orders)
     assert len({tuple(order) for order in orders}) > 1
     assert [mask.tobytes() for _, mask in pairs.shuffled((0, 3), 2)] == orders[3][2:]
     with pytest.raises(ValueError, match="unknown labels"):

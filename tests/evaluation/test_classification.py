@@ -64,24 +64,24 @@ def model(examples):
 
 
 @pytest.fixture(scope="module")
-def whole(model, examples):
+def complete(model, examples):
     return evaluate(model, examples)
 
 
-def test_the_figures_are_scikit_learns(model, examples, whole):
+def test_the_metrics_are_scikit_learns(model, examples, complete):
     images = np.stack([evaluated(tf.constant(image), (16, 16)) for image in examples.images])
     probabilities = model.predict_on_batch(images).astype(np.float64)
     probabilities /= probabilities.sum(1, keepdims=True)
     best = probabilities.argmax(1)
     assert len(set(best)) > 2
-    assert whole.images == 60
-    assert whole.top1 == accuracy_score(examples.labels, best)
-    assert whole.top5 == top_k_accuracy_score(examples.labels, probabilities, k=5)
-    assert whole.cross_entropy == pytest.approx(log_loss(examples.labels, probabilities), rel=1e-4)
+    assert complete.images == 60
+    assert complete.top1 == accuracy_score(examples.labels, best)
+    assert complete.top5 == top_k_accuracy_score(examples.labels, probabilities, k=5)
+    assert complete.cross_entropy == pytest.approx(log_loss(examples.labels, probabilities), rel=1e-4)
     np.testing.assert_array_equal(
-        whole.confusion_matrix(), confusion_matrix(examples.labels, best, labels=range(CLASSES))
+        complete.confusion_matrix(), confusion_matrix(examples.labels, best, labels=range(CLASSES))
     )
-    for i, (name, about) in enumerate(whole.per_class().items()):
+    for i, (name, about) in enumerate(complete.per_class().items()):
         members = examples.labels == i
         assert (name, about["images"]) == ("abcdefg"[i], members.sum())
         assert about["top1"] == pytest.approx((best[members] == i).mean())
@@ -109,17 +109,17 @@ def test_wilson_interval_of_the_books():
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
-def test_shards_add_up(model, examples, whole, tmp_path):
+def test_shards_add_up(model, examples, complete, tmp_path):
     paths = []
     for number in (1, 2, 3):
         part = evaluate(model, examples, shard=(number, 3))
         assert part.images == 20
         paths.append(part.save(tmp_path / f"{number}.json"))
     merged = merge(paths)
-    assert merged.images == whole.images
-    assert (merged.top1, merged.top5) == (whole.top1, whole.top5)
-    assert merged.counts.confusion == whole.counts.confusion
-    np.testing.assert_allclose(merged.counts.confidence, whole.counts.confidence, rtol=1e-6)
+    assert merged.images == complete.images
+    assert (merged.top1, merged.top5) == (complete.top1, complete.top5)
+    assert merged.counts.confusion == complete.counts.confusion
+    np.testing.assert_allclose(merged.counts.confidence, complete.counts.confidence, rtol=1e-6)
     with pytest.raises(ValueError, match="counted twice"):
         merge([paths[0], paths[0]])
     with pytest.raises(ValueError, match="Shards 2 of 3 are missing"):
@@ -145,11 +145,11 @@ def test_a_shard_without_images_is_merged_all_the_same(model, examples, tmp_path
         merge([paths[2]])
 
 
-def test_a_receipt_holds_what_it_takes_to_see_it_again(whole, tmp_path):
-    about = json.loads(whole.save(tmp_path / "receipt.json").read_text())
+def test_a_receipt_holds_all_that_is_needed_to_repeat_the_evaluation(complete, tmp_path):
+    about = json.loads(complete.save(tmp_path / "receipt.json").read_text())
     assert about["images"] == 60
-    assert about["accuracy"] == whole.top1
-    assert about["accuracy_interval_95"] == list(wilson(round(whole.top1 * 60), 60))
+    assert about["accuracy"] == complete.top1
+    assert about["accuracy_interval_95"] == list(wilson(round(complete.top1 * 60), 60))
     assert {
         "weights",
         "sha256",
@@ -169,7 +169,7 @@ def test_a_receipt_holds_what_it_takes_to_see_it_again(whole, tmp_path):
         "pillow",
         "ai-edge-litert",
     }
-    assert load_evaluation(tmp_path / "receipt.json").as_dict() == whole.as_dict()
+    assert load_evaluation(tmp_path / "receipt.json").as_dict() == complete.as_dict()
 
 
 def test_other_weights_are_another_evaluation(model, examples, tmp_path):
@@ -210,7 +210,7 @@ def test_digests_of_files_folders_and_checkpoints(model, tmp_path):
     assert weights_digest(keras.models.load_model(tmp_path / "model.keras")) == weights_digest(model)
 
 
-def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, monkeypatch):
+def test_finished_parts_are_not_judged_again(model, examples, complete, tmp_path, monkeypatch):
     monkeypatch.setattr(classification, "PART", 25)
     done = []
     evaluate(model, examples, folder=tmp_path, progress=lambda *at: done.append(at))
@@ -223,7 +223,7 @@ def test_finished_parts_are_not_judged_again(model, examples, whole, tmp_path, m
     monkeypatch.setattr(classification, "_count", lambda *args: counted.append(args[2]) or count(*args))
     again = evaluate(model, examples, folder=tmp_path)
     assert counted == [range(25, 50)]
-    assert again.counts.confusion == whole.counts.confusion
+    assert again.counts.confusion == complete.counts.confusion
     evaluate(model, examples, folder=tmp_path, central_fraction=1.0)
     assert len(counted) == 4  # another preprocessing is another evaluation
 
@@ -275,7 +275,7 @@ def test_a_model_that_takes_pixels_is_refused(examples):
         evaluate(own, examples)
 
 
-def test_litert_and_keras_count_the_same(model, examples, whole, tmp_path):
+def test_litert_and_keras_count_the_same(model, examples, complete, tmp_path):
     from mnv2_keras.export.litert import export_litert
 
     path = tmp_path / "small.tflite"
@@ -284,16 +284,16 @@ def test_litert_and_keras_count_the_same(model, examples, whole, tmp_path):
     assert result.about["engine"] == "litert"
     assert result.about["labels"] == list("abcdefg")
     assert result.about["sha256"]
-    assert result.counts.confusion == whole.counts.confusion
-    assert evaluate(model, examples, engine="litert").counts.confusion == whole.counts.confusion
+    assert result.counts.confusion == complete.counts.confusion
+    assert evaluate(model, examples, engine="litert").counts.confusion == complete.counts.confusion
 
 
-def test_a_keras_file_with_labels_beside_it(model, examples, whole, tmp_path):
+def test_a_keras_file_with_labels_beside_it(model, examples, complete, tmp_path):
     model.save(tmp_path / "small.keras")
     (tmp_path / "labels.txt").write_text("\n".join("gfedcba"))
     result = evaluate(tmp_path / "small.keras", examples)
     assert result.about["labels"] == list("gfedcba")
-    expected = {(CLASSES - 1 - true, predicted): n for (true, predicted), n in whole.counts.confusion.items()}
+    expected = {(CLASSES - 1 - true, predicted): n for (true, predicted), n in complete.counts.confusion.items()}
     assert result.counts.confusion == expected, "as many classes as outputs, and names go before the order all the same"
 
 
@@ -309,7 +309,7 @@ def test_broken_images_are_named_and_not_counted(model, tmp_path):
     assert list(result.counts.broken) == [str(paths[2])]
     broken = {str(paths[2]): "met in training", "another.png": "too"}
     again = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), broken))
-    assert list(again.counts.broken) == [str(paths[2])], "known before, and not judged now either"
+    assert list(again.counts.broken) == [str(paths[2])], "named before, and not evaluated now either"
     for path in paths:
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="None of the images can be judged"):
@@ -416,6 +416,6 @@ def test_a_file_that_takes_other_values_gets_them(model, tmp_path):
     np.testing.assert_allclose(open_engine(content["other"])(images), open_engine(content["ours"])(images), atol=1e-5)
 
 
-def test_the_picture(whole, tmp_path):
-    with Image.open(whole.plot(tmp_path / "confusion.png")) as picture:
+def test_the_confusion_matrix_is_drawn(complete, tmp_path):
+    with Image.open(complete.plot(tmp_path / "confusion.png")) as picture:
         assert min(picture.size) > 300

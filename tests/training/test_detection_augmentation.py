@@ -24,13 +24,13 @@ def test_half_the_images_are_mirrored():
 def test_a_crop_by_hand():
     image = tf.reshape(tf.range(100), (10, 10, 1))
     boxes = np.float32([[0.4, 0.4, 0.8, 0.8], [0, 0, 0.6, 0.6], [0, 0, 0.2, 0.2]])
-    cut, kept, classes = augmentation.crop_to_window(
+    cut, left, classes = augmentation.crop_to_window(
         image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.5
     )
     np.testing.assert_array_equal(cut[..., 0], np.arange(100).reshape(10, 10)[5:, 5:])
-    np.testing.assert_allclose(kept, [[0, 0, 0.6, 0.6]], atol=1e-6)  # of the second only a thirty-sixth is inside
+    np.testing.assert_allclose(left, [[0, 0, 0.6, 0.6]], atol=1e-6)  # of the second only a thirty-sixth is inside
     assert classes.numpy().tolist() == [5]
-    _, kept, classes = augmentation.crop_to_window(
+    _, left, classes = augmentation.crop_to_window(
         image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.0
     )
     assert classes.numpy().tolist() == [5, 6]
@@ -38,14 +38,14 @@ def test_a_crop_by_hand():
 
 def test_crops_keep_to_the_published_ranges():
     image, boxes = tf.zeros((100, 100, 3)), tf.constant([[0.3, 0.3, 0.7, 0.7]])
-    whole = 0
+    uncut = 0
     for number in range(60):
-        cut, kept, classes = augmentation.ssd_random_crop(image, boxes, tf.constant([0]), [0, number])
+        cut, left, classes = augmentation.ssd_random_crop(image, boxes, tf.constant([0]), [0, number])
         height, width = cut.shape[:2]
-        whole += (height, width) == (100, 100)
+        uncut += (height, width) == (100, 100)
         assert 0.08 <= height * width / 1e4 <= 1
         assert 0.45 <= width / height <= 2.2
-        assert len(kept) == len(classes) <= 1
-        assert np.min(kept, initial=0) >= 0
-        assert np.max(kept, initial=0) <= 1 + 1e-6
-    assert 1 <= whole <= 40
+        assert len(left) == len(classes) <= 1
+        assert np.min(left, initial=0) >= 0
+        assert np.max(left, initial=0) <= 1 + 1e-6
+    assert 1 <= uncut <= 40
