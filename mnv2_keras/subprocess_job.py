@@ -65,3 +65,14 @@ def follow_parent(arguments: list[str]) -> Path:
 
     threading.Thread(target=watch, daemon=True).start()
     return folder
+
+
+def limit_memory(limit: int) -> None:
+    """In a job: let the process grow by `limit` bytes, where the system has such limits (not on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return
+    pages = Path("/proc/self/statm")
+    used = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))

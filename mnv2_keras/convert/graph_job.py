@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_keras.convert.graph_operators import check_operators
-from mnv2_keras.subprocess_job import job_command
+from mnv2_keras.subprocess_job import job_command, limit_memory
 
 #: Bounds of one run. The largest genuine graph takes a few seconds and 1 GiB.
 RUN_SECONDS, RUN_BYTES = 300, 6 * 2**30
@@ -103,7 +103,7 @@ def _serve(limit: int) -> None:
     import tensorflow as tf
 
     tf.zeros(1).numpy()  # TensorFlow's own memory does not count
-    _limit_memory(limit)
+    limit_memory(limit)
     # The user's process stops a run that takes too long; this one does so too, because the other may have ended.
     options = tf.compat.v1.RunOptions(timeout_in_ms=1000 * RUN_SECONDS)
     session, loaded = None, None
@@ -137,17 +137,6 @@ def _session(tf, path: Path):
 
 def _tensor(node: str) -> str:
     return node if ":" in node else f"{node}:0"
-
-
-def _limit_memory(limit: int) -> None:
-    """Let the process grow by `limit` bytes, where the system has such limits (not on Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return
-    pages = Path("/proc/self/statm")
-    used = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
-    resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))
 
 
 if __name__ == "__main__":

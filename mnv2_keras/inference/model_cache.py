@@ -22,6 +22,7 @@ from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
 from mnv2_keras.checks import one_of
 from mnv2_keras.subprocess_job import follow_parent, run_subprocess_job
+from mnv2_keras.tflite.trial import check_runs
 
 log = logging.getLogger("mnv2_keras")
 
@@ -62,7 +63,10 @@ def litert_content(
             raise ValueError(
                 f"{path} is a .tflite with a precision and a resolution of its own: leave both out, or give its weights."
             )
-        return path.read_bytes()
+        content = path.read_bytes()
+        if str(weights) != "digits":
+            check_runs(content, path.name)
+        return content
     one_of("precision", precision, PRECISIONS, _INT8)
     digest = digest_of_files(path, str(weights))
     # Without the task for a classifier: files that the release before converted are found.

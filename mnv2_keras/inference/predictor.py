@@ -90,7 +90,7 @@ def open_weights(
 
     metadata = metadata_of(content, name)
     scaling = _scaling(name, metadata.normalization, runner.input)
-    return OpenedWeights(name, runner, content, labels_in_file(content), metadata.missing, scaling)
+    return OpenedWeights(name, runner, content, labels_in_file(content, name), metadata.missing, scaling)
 
 
 def _file_engine(name: str, content: bytes, engine: str, threads: int | None) -> Engine:

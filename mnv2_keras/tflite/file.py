@@ -18,6 +18,8 @@ from mnv2_keras.quant_params import QuantParams
 from mnv2_keras.tflite.metadata import BUFFER, Metadata, append_files, metadata_of
 
 _IDENTIFIER = b"TFL3"
+#: Bytes of a .tflite file; the largest of MobileNetV2 has 25 MB.
+MAX_BYTES = 2**30
 
 #: Alignment of buffers in bytes: what the format requires and kernels read fastest.
 _ALIGNMENT = 16
@@ -278,6 +280,8 @@ def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
         path = Path(source).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: expected a .tflite of at most {MAX_BYTES:,}.")
         name, content = str(path), path.read_bytes()
     if content[4:8] != _IDENTIFIER:
         raise ValueError(

@@ -6,6 +6,7 @@ is appended to the model. Source: TensorFlow Lite's `metadata_schema.fbs`, whose
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 
 from ai_edge_litert import schema_py_generated as schema
@@ -15,6 +16,8 @@ from mnv2_keras.tflite.tables import pack_table, parse_schema, unpack_table
 #: Name of the model's buffer that holds the table.
 BUFFER = b"TFLITE_METADATA"
 _IDENTIFIER = b"M001"
+#: Bounds of the associated files; a list of a thousand labels has 20 kB.
+MAX_FILES, MAX_BYTES = 1000, 64 * 2**20
 #: The date of each file in the archive: the same model gives the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -79,7 +82,7 @@ class Metadata:
         for tensor in self._tensors("output"):
             for file in tensor.get("associated_files", []):
                 if file.get("type") in (TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS) and file.get("name") in self.files:
-                    return self.files[file["name"]].decode().splitlines()
+                    return list(_lines(file["name"], self.files[file["name"]]))
         return None
 
     @property
@@ -124,37 +127,66 @@ def metadata_of(content: bytes, source: str) -> Metadata:
     model, about = schema.Model.GetRootAs(content), {}
     for entry in (model.Metadata(i) for i in range(model.MetadataLength())):
         if entry.Name() == BUFFER:
-            table = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
             try:
+                if not 0 < entry.Buffer() < model.BuffersLength() or not model.Buffers(entry.Buffer()).DataLength():
+                    raise ValueError(f"ModelMetadata is in buffer {entry.Buffer()}, which holds nothing.")
+                table = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
                 about = unpack_table(SCHEMA, "ModelMetadata", table, _IDENTIFIER)
             except ValueError as error:
                 raise ValueError(f"{source}: its metadata cannot be read. {error}") from error
-    return Metadata(about, associated_files(content))
+    return Metadata(about, associated_files(content, source))
 
 
-def labels_in_file(content: bytes) -> tuple[str, ...] | None:
-    """The labels in a .tflite file's bytes; None without any.
+def labels_in_file(content: bytes, source: str = "the file") -> tuple[str, ...] | None:
+    """The labels in a .tflite file's bytes; None without any. It takes less than a millisecond.
 
-    They are in the associated file that the metadata names for an output; where it names none, in the first one that ends
-    in .txt. It takes less than a millisecond.
+    They are in the associated file that the metadata names for an output. Without metadata they are in the only associated file
+    whose name ends in .txt.
+
+    Raises:
+        ValueError: the metadata or an associated file is damaged, or the labels are not UTF-8; `source` is named.
     """
-    texts = {name: text for name, text in associated_files(content).items() if name.endswith(".txt")}
-    if not texts:
-        return None
+    metadata = metadata_of(content, source)
+    if metadata.about:
+        return metadata.labels and tuple(metadata.labels)
+    texts = [name for name in metadata.files if name.endswith(".txt")]
+    return _lines(texts[0], metadata.files[texts[0]]) if len(texts) == 1 else None
+
+
+def _lines(name: str, content: bytes) -> tuple[str, ...]:
+    """The labels in an associated file."""
     try:
-        labels = metadata_of(content, "the file").labels
-        return tuple(next(iter(texts.values())).decode().splitlines() if labels is None else labels)
-    except UnicodeDecodeError:
-        return None
+        return tuple(content.decode("utf-8-sig").rstrip().splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The associated file {name} is not UTF-8 text ({error}): write it as UTF-8.") from error
 
 
-def associated_files(content: bytes) -> dict[str, bytes]:
-    """The files appended to a model, by name; none for a model without."""
+def associated_files(content: bytes, source: str = "the file") -> dict[str, bytes]:
+    """The files appended to a model, by name; none for a model without.
+
+    Raises:
+        ValueError: one is damaged, encrypted or compressed in an unknown way, or they are too large or too many.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {info.filename: archive.read(info) for info in archive.infolist() if info.file_size < 1 << 24}
-    except zipfile.BadZipFile:
-        return {}
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or size > MAX_BYTES:
+                raise ValueError(
+                    f"{source} holds {len(members)} associated files of {size / 2**20:.0f} MiB: expected at most {MAX_FILES} of "
+                    f"{MAX_BYTES // 2**20} MiB in total."
+                )
+            return {member.filename: archive.read(member) for member in members}
+    except zipfile.BadZipFile as error:
+        if "not a zip file" in str(error):
+            return {}
+        reason = error
+    except (RuntimeError, NotImplementedError, zlib.error, OSError, EOFError) as error:
+        reason = error
+    raise ValueError(
+        f"{source}: its associated files cannot be read ({str(reason)[:200]}): write them again without encryption, stored or "
+        "deflated."
+    ) from reason
 
 
 def append_files(model: bytes, files: dict[str, bytes]) -> bytes:

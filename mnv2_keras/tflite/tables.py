@@ -117,12 +117,26 @@ def unpack_table(schema: Schema, root: str, content: bytes, identifier: bytes) -
         raise ValueError(f"{root} begins with {bytes(content[4:8])!r}: expected {identifier!r}.")
     try:
         start = flatbuffers.encode.Get(flatbuffers.packer.uoffset, content, 0)
-        return _read(schema, root, Table(bytearray(content), start))
+        return _read(schema, root, Table(bytearray(content), start), _Budget())
     except Exception as error:  # wrong offsets end in errors of struct, Unicode and others
         raise ValueError(f"{root} is damaged ({error}).") from error
 
 
-def _read(schema: Schema, name: str, table: Table) -> dict:
+class _Budget:
+    """Bytes that may still be read: parts that refer to each other stand for many times their own size."""
+
+    def __init__(self):
+        self.left = 2**24
+
+    def spend(self, count: int) -> None:
+        """Use some of it; ValueError when none is left."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("its parts refer to each other until they stand for more than 16 MiB")
+
+
+def _read(schema: Schema, name: str, table: Table, budget: _Budget) -> dict:
+    budget.spend(1024)
     value, place = {}, 0
     for field, kind in schema[name]:
         offset = table.Offset(4 + 2 * place)
@@ -133,20 +147,21 @@ def _read(schema: Schema, name: str, table: Table) -> dict:
             number = table.Get(number_types.Uint8Flags, offset + table.Pos)
             offset = table.Offset(4 + 2 * (place - 1))
             if 0 < number <= len(kind) and offset:
-                value[field] = kind[number - 1], _read_reference(schema, kind[number - 1], table, offset)
+                value[field] = kind[number - 1], _read_reference(schema, kind[number - 1], table, offset, budget)
         elif kind in _SCALARS:
             value[field] = table.Get(_SCALARS[kind], offset + table.Pos)
         else:
-            value[field] = _read_reference(schema, kind, table, offset)
+            value[field] = _read_reference(schema, kind, table, offset, budget)
     return value
 
 
-def _read_reference(schema: Schema, kind: str, table: Table, offset: int):
+def _read_reference(schema: Schema, kind: str, table: Table, offset: int, budget: _Budget):
     if kind == "string":
-        return table.String(table.Pos + offset).decode()
+        return _text(table, table.Pos + offset, budget)
     if not kind.startswith("["):
-        return _read(schema, kind, Table(table.Bytes, table.Indirect(table.Pos + offset)))
+        return _read(schema, kind, Table(table.Bytes, table.Indirect(table.Pos + offset)), budget)
     start, length, item = table.Vector(offset), table.VectorLen(offset), kind[1:-1]
+    budget.spend(length)
     if item == "ubyte":
         return bytes(table.Bytes[start : start + length])
     if item in _SCALARS:
@@ -154,5 +169,11 @@ def _read_reference(schema: Schema, kind: str, table: Table, offset: int):
         return [table.Get(flags, start + i * flags.bytewidth) for i in range(length)]
     places = [start + 4 * i for i in range(length)]
     if item == "string":
-        return [table.String(place).decode() for place in places]
-    return [_read(schema, item, Table(table.Bytes, table.Indirect(place))) for place in places]
+        return [_text(table, place, budget) for place in places]
+    return [_read(schema, item, Table(table.Bytes, table.Indirect(place)), budget) for place in places]
+
+
+def _text(table: Table, place: int, budget: _Budget) -> str:
+    content = table.String(place)
+    budget.spend(len(content))
+    return content.decode()

@@ -85,7 +85,10 @@ def test_labels_are_those_that_the_metadata_names(testdata):
     extra = Metadata(named.about, {"about.txt": b"no labels", **named.files})
     assert labels_in_file(add_metadata(quantised, extra)) == ("a",) * 1001
     assert labels_in_file(add_metadata(quantised, Metadata({}, {"x.json": b"", "names.txt": b"b\nc\n"}))) == ("b", "c")
-    assert labels_in_file(add_metadata(quantised, Metadata({}, {"names.txt": b"\xff"}))) is None
+    with pytest.raises(ValueError, match=r"The associated file names\.txt is not UTF-8 text"):
+        labels_in_file(add_metadata(quantised, Metadata({}, {"names.txt": b"\xff"})))
+    two = Metadata({}, {"a.txt": b"a", "b.txt": b"b"})
+    assert labels_in_file(add_metadata(quantised, two)) is None  # no metadata says which one holds the labels
     assert labels_in_file(add_metadata(quantised, Metadata({}))) is None
 
 

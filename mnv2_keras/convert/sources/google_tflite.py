@@ -59,7 +59,7 @@ def read(tflite: Path, path: Path) -> Source:
         raise ValueError(
             f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/... and so on."
         )
-    labels = labels_in_file(tflite.read_bytes())
+    labels = labels_in_file(tflite.read_bytes(), tflite.name)
     facts = {"input_shape": tuple(sides), "output_stride": math.prod(strides)}
     hashes = {tflite.name: sha256_of(tflite)}
     return Source.of_arrays(path, arrays, file=tflite, facts=facts, sha256=hashes, labels=labels, folded=True)
