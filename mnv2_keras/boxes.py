@@ -207,7 +207,7 @@ def suppress(boxes, scores, allowed, max_per_class: int, max_total: int, iou_thr
         return score, tf.where(valid, place, 0), number, unfinished
 
     everything = tf.shape(flat)[1]
-    # Most boxes show the same few objects: twenty times as many as the result takes usually hold them all.
+    # Most boxes show the same few objects: 20 * max_total boxes usually contain them all.
     examined = tf.minimum(20 * max_total, everything)
     _, score, place, number, _ = tf.while_loop(
         lambda examined, score, place, number, unfinished: unfinished & (examined < everything),

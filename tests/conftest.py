@@ -1,5 +1,6 @@
 """Fixtures of general use: the genuine data, a cache folder for each test, networks and files that tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,12 @@ hypothesis.settings.register_profile("mnv2", deadline=None)
 hypothesis.settings.load_profile("mnv2")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def pytest_collection_finish():
+    """The garbage collector need not visit the objects of imported modules: they live to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
