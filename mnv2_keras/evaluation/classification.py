@@ -21,6 +21,7 @@ from mnv2_keras.data.classification import check_labels
 from mnv2_keras.deprecation import warn_renamed
 from mnv2_keras.evaluation.driver import accumulate
 from mnv2_keras.figures import check_figure, draw_confusion
+from mnv2_keras.images import ImageError
 from mnv2_keras.labels import imagenet_labels
 
 #: Bins of confidence in the calibration error.
@@ -433,7 +434,12 @@ def _count(runner, batches: Iterable, indices: range, outputs: np.ndarray, examp
             if counted.any():
                 yield images.numpy()[counted], truth[counted], None
 
-    counts = accumulate(Counts(indices=set(indices)), usable(), runner)
+    try:
+        counts = accumulate(Counts(indices=set(indices)), usable(), runner)
+    except Exception as error:  # TensorFlow's own for an image that cannot be read
+        if examples.on_error == "raise" and examples.broken:
+            raise ImageError(list(examples.broken.values())[-1]) from error
+        raise
     broken = dict(examples.broken)  # a copy: the next part's photos are read already
     if broken:  # those of other parts too, and those of a training
         names = set(map(examples.name_of, indices))

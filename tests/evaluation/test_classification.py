@@ -26,6 +26,7 @@ from mnv2_keras.evaluation.classification import (
     wilson,
 )
 from mnv2_keras.evaluation.engines import open_engine, softmax
+from mnv2_keras.images import ImageError
 from mnv2_keras.labels import imagenet_labels
 from mnv2_keras.networks.classifier import build_mobilenetv2
 from mnv2_keras.networks.endpoints import endpoints
@@ -310,6 +311,8 @@ def test_broken_images_are_named_and_not_counted(model, tmp_path):
     broken = {str(paths[2]): "met in training", "another.png": "too"}
     again = evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), broken))
     assert list(again.counts.broken) == [str(paths[2])], "named before, and not evaluated now either"
+    with pytest.raises(ImageError, match=r"2\.png is not an image"):
+        evaluate(model, Examples(paths, np.arange(4, dtype=np.int32), tuple("abcdefg"), on_error="raise"))
     for path in paths:
         path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="None of the images can be judged"):
