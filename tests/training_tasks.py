@@ -93,10 +93,10 @@ class Result(NamedTuple):
     rows: list[dict]
 
 
-def small_detector(chosen: DetectionRecipe = DETECTION) -> keras.Model:
+def small_detector(chosen: DetectionRecipe = DETECTION, **options) -> keras.Model:
     """A fresh detector of three classes on the short table."""
     with building(chosen):
-        return build_ssdlite_mobilenetv2(input_shape=(48, 48, 3), plan=short_plans()[0], weight_decay=4e-5)
+        return build_ssdlite_mobilenetv2(input_shape=(48, 48, 3), plan=short_plans()[0], weight_decay=4e-5, **options)
 
 
 def small_segmenter(chosen: SegmentationRecipe = SEGMENTATION, **options) -> keras.Model:

@@ -12,6 +12,7 @@ from rich.text import Text
 from mnv2_keras.cli.console import err, out, print_skipped, print_warnings, progress_bar, working
 from mnv2_keras.cli.data_options import BoxData, Data, MaskData, Split
 from mnv2_keras.cli.options import grouped_options
+from mnv2_keras.training.distribution import start
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -62,8 +63,6 @@ def train(
             f"--weights mobilenet_v2_1.0_224{' --probe' if recipe == 'linear_probe' else ''} -o {output}."
         )
     with working("importing TensorFlow, reading the data"):
-        from mnv2_keras.training.distribution import start
-
         strategy = start()
         from mnv2_keras.data.classification import read_splits
         from mnv2_keras.training import classification
@@ -119,8 +118,6 @@ def detection(
     Example: mnv2 train detection --shapes --weights imagenet -o shapes/
     """
     with working("building"):
-        from mnv2_keras.training.distribution import start
-
         strategy = start()
         from mnv2_keras.atomic import write_text
         from mnv2_keras.checks import one_of
@@ -186,8 +183,6 @@ def segmentation(
     classes = 4 if data.shapes else classes
     pairs = data.read(split, classes, side=crop or 65)
     with working("building"):
-        from mnv2_keras.training.distribution import start
-
         strategy = start()
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
         from mnv2_keras.inference.segmenter import Segmenter

@@ -23,29 +23,19 @@ from mnv2_keras.training.step import TrainingStep, building, network_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(TrainingRecipe):
-    """How a detector is trained.
+    """How a detector is trained."""
 
-    Attributes:
-        alpha, side: of the network, and of its square input in pixels.
-        steps: batches in the run.
-        schedule: "staircase", times `decay` every `decay_steps`, or "cosine", to zero at the end.
-        decay, decay_steps: of the staircase.
-        weight_decay, batch_norm_momentum, min_depth: of the network.
-        flip, crop: whether images are mirrored, and cropped as SSD does.
-        (the others): as in `TrainingRecipe`.
-    """
-
-    alpha: float
-    side: int
+    alpha: float  # of the network
+    side: int  # of its square input, in pixels
     steps: int
-    schedule: str = "staircase"
+    schedule: str = "staircase"  # times `decay` every `decay_steps`; or "cosine", to zero at the end
     decay: float = 0.95
     decay_steps: int = 1
-    weight_decay: float = 4e-5
+    weight_decay: float = 4e-5  # this and the next two are of the network
     batch_norm_momentum: float = 0.9997
     min_depth: int = 16
-    flip: bool = True
-    crop: bool = True
+    flip: bool = True  # whether images are mirrored
+    crop: bool = True  # whether they are cropped as SSD does
 
     def __post_init__(self):
         if isinstance(self.decay, str):

@@ -77,7 +77,8 @@ class _Loop:
     def __init__(self, step, schedule, folder, every, evaluate, save, progress):
         self.step, self.schedule, self.folder, self.every = step, schedule, folder, every
         self.evaluate, self.save, self.progress = evaluate, save, progress
-        self.worker, self.workers = place(step.strategy)
+        worker, self.workers = place(step.strategy)
+        folder.writes = worker == 0
 
     def run(self, batches: Callable[[int], Iterable]) -> list[dict]:
         """As `fit`."""
@@ -85,11 +86,10 @@ class _Loop:
         done = self.rows[-1]["step"] if self.rows else 0
         if self.workers > 1:
             check_same_start(self.step.strategy, done, self.folder.path)
-        if self.worker == 0:
-            self.folder.write_texts()
+        self.folder.write_texts()
         if not evaluated:
             self._end_round(self.rows.pop())
-        elif self.rows and self.worker == 0:  # after a kill between the writes of state and history
+        elif self.rows:  # after a kill between the writes of state and history
             self.folder.write_history(self.rows)
         iterator = iter(batches(done))
         while done < self.schedule.steps:
@@ -122,15 +122,13 @@ class _Loop:
 
     def _end_round(self, row: dict, batch: tuple = ()) -> None:
         """Evaluate, and write everything. The loss was that of the weights before the last step: all weights are checked."""
-        step, writes = self.step, self.worker == 0
-        arrays = {name: np.asarray(variable) for name, variable in step.variables.items()}
-        with step.averages.applied():
+        arrays = {name: np.asarray(variable) for name, variable in self.step.variables.items()}
+        with self.step.averages.applied():
             try:
                 figures = self.evaluate() if self.evaluate else {}
-            except (
-                BaseException
-            ) as error:  # the round is kept, its evaluation is repeated, except for unusable data or weights
-                if writes and not isinstance(error, ValueError) and _all_finite(arrays.values()):
+            except BaseException as error:
+                # The round is kept, and its evaluation is repeated; but not with unusable data or weights.
+                if not isinstance(error, ValueError) and _all_finite(arrays.values()):
                     self.folder.save(arrays, [*self.rows, row], evaluated=False)
                 raise
             losses = [value for name, value in figures.items() if name.endswith("loss")]
@@ -138,11 +136,10 @@ class _Loop:
                 raise DivergedError(self._where(row["step"] - 1, row["learning_rate"], batch))
             row |= figures
             self.rows.append(row)
-            if writes and self.save:
+            if self.save and self.folder.writes:
                 self.save(self.rows)
-        if writes:
-            self.folder.save(arrays, self.rows)
-            self.folder.write_history(self.rows)
+        self.folder.save(arrays, self.rows)
+        self.folder.write_history(self.rows)
 
     def _next(self, iterator: Iterator, number: int) -> tuple:
         try:

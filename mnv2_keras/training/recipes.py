@@ -65,28 +65,19 @@ def _polynomial(learning_rate: float, length: int, power: float):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """What the recipes of all three tasks share.
+    """What the recipes of all three tasks share."""
 
-    Attributes:
-        batch: images in a step of all workers together.
-        learning_rate, schedule: the rate at the start, or after the warm-up, and its kind of `Schedule`.
-        warmup: epochs (classifier) or steps in which the learning rate rises from zero.
-        optimizer: "rmsprop" (TensorFlow 1's: momentum 0.9, decay 0.9, epsilon 1 inside the root), "adam" or "momentum".
-        momentum: of the optimizer "momentum".
-        average: decay of the weights' moving averages, which are evaluated and saved; None for no averages.
-        mixed_precision: "bfloat16" or "float16" for the layers' arithmetic; None for float32.
-        seed: of weights, order, augmentation and dropout.
-    """
-
-    batch: int
-    learning_rate: float
-    schedule: str
-    warmup: float = 0.0
-    optimizer: str = "rmsprop"
-    momentum: float = 0.9
-    average: float | None = None
-    mixed_precision: str | None = None
-    seed: int = 0
+    batch: int  # images in a step of all workers together
+    learning_rate: float  # at the start, or after the warm-up
+    schedule: str  # kind of `Schedule`
+    warmup: float = 0.0  # epochs (classifier) or steps in which the learning rate rises from zero
+    optimizer: str = (
+        "rmsprop"  # TensorFlow 1's (momentum 0.9, decay 0.9, epsilon 1 inside the root); "adam"; "momentum"
+    )
+    momentum: float = 0.9  # of the optimizer "momentum"
+    average: float | None = None  # decay of the weights' moving averages, which are evaluated and saved; None for none
+    mixed_precision: str | None = None  # "bfloat16" or "float16" for the layers' arithmetic; None for float32
+    seed: int = 0  # of weights, order, augmentation and dropout
 
     #: The field that holds the length of a run.
     _LENGTH = "steps"
@@ -132,26 +123,17 @@ class TrainingRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(TrainingRecipe):
-    """How a classifier is trained.
+    """How a classifier is trained. The schedule and the warm-up are in epochs."""
 
-    Attributes:
-        network: arguments of `build_mobilenetv2`, `input_shape` among them.
-        schedule, decay: "exponential", times `decay` after each epoch; "cosine", to zero at the end; "constant".
-        label_smoothing: part of the right class's probability that is shared among all classes.
-        augmentation: of `data.augmentation.AUGMENTATIONS`.
-        held_out: part of each class to evaluate on, where the data set has no such split.
-        (the others): as in `TrainingRecipe`; the schedule and the warm-up are in `epochs`.
-    """
-
-    network: Mapping = dataclasses.field(kw_only=False)
+    network: Mapping = dataclasses.field(kw_only=False)  # arguments of `build_mobilenetv2`, `input_shape` among them
     epochs: int
     learning_rate: float = 0.045
-    schedule: str = "exponential"
+    schedule: str = "exponential"  # times `decay` after each epoch; "cosine", to zero at the end; "constant"
     decay: float = 0.98
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # part of the right class's probability that is shared among all classes
     average: float | None = 0.9999
-    augmentation: str = "inception"
-    held_out: float = 0.2
+    augmentation: str = "inception"  # of `data.augmentation.AUGMENTATIONS`
+    held_out: float = 0.2  # part of each class to evaluate on, where the data set has no such split
 
     _LENGTH = "epochs"
 

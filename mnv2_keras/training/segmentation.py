@@ -29,31 +29,20 @@ class SegmentationRecipe(TrainingRecipe):
 
     `mnv2 train segmentation --photos JPEGImages --masks SegmentationClassRaw --classes 21` runs the published one, which takes an
     accelerator.
-
-    Attributes:
-        steps, batch: batches in the run, and crops in a batch; batch norms that are trained need more than 12.
-        crop: (height, width) of the network's input.
-        schedule, power: the learning rate falls to 0 as `(1 - step / steps) ** power`.
-        weight_decay: of all kernels but the depthwise ones; a model that was built with a weight decay keeps its own.
-        scales: each example is scaled by one of them.
-        flip: chance of a mirror image.
-        fine_tune_batch_norm: whether batch norms train; otherwise they keep their statistics, scale and shift.
-        batch_norm_momentum: of all batch norms; None keeps the model's (0.997 and 0.9997, for tens of thousands of steps).
-        (the others): as in `TrainingRecipe`.
     """
 
     steps: int = 30_000
-    batch: int = 16
-    crop: tuple[int, int] = (513, 513)
+    batch: int = 16  # batch norms that are trained need more than 12
+    crop: tuple[int, int] = (513, 513)  # (height, width) of the network's input
     learning_rate: float = 0.007
-    schedule: str = "polynomial"
+    schedule: str = "polynomial"  # the learning rate falls to 0 as (1 - step / steps) ** power
     power: float = 0.9
     optimizer: str = "momentum"
-    weight_decay: float = 4e-5
-    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-    flip: float = 0.5
-    fine_tune_batch_norm: bool = True
-    batch_norm_momentum: float | None = None
+    weight_decay: float = 4e-5  # of all kernels but the depthwise ones; a model built with a weight decay keeps its own
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # each example is scaled by one of them
+    flip: float = 0.5  # chance of a mirror image
+    fine_tune_batch_norm: bool = True  # otherwise batch norms keep their statistics, scale and shift
+    batch_norm_momentum: float | None = None  # None keeps the model's 0.997 and 0.9997, for tens of thousands of steps
 
     def __post_init__(self):
         super().__post_init__()

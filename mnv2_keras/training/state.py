@@ -74,6 +74,7 @@ class RunFolder:
         if self.path:
             check_folder(self.path, resume)
         self._draws = self.path and can_draw(self.path / "curves.png")
+        self.writes = True  # only the first of several workers does
 
     def restore(self, variables: Mapping) -> tuple[list[dict], bool]:
         """Assign the stored values to the run's variables, given by name; a ValueError names a state of another run or network.
@@ -105,18 +106,18 @@ class RunFolder:
 
     def write_texts(self) -> None:
         """Write the texts that describe the run."""
-        for name, text in self.texts.items() if self.path else ():
+        for name, text in self.texts.items() if self.path and self.writes else ():
             write_text(self.path / name, text)
 
     def save(self, arrays: Mapping[str, np.ndarray], rows: list[dict], evaluated: bool = True) -> None:
         """Write the state after a round."""
-        if self.path:
+        if self.path and self.writes:
             about = {"identity": self.identity, "rows": rows, "evaluated": evaluated}
             save_state(self.path / "state.npz", arrays, about)
 
     def write_history(self, rows: list[dict]) -> None:
         """Write table and curves of all rounds, and TensorBoard's scalars of the last one (each file atomically)."""
-        if not self.path:
+        if not (self.path and self.writes):
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")

@@ -98,10 +98,10 @@ def test_a_finished_run_is_resumed_at_once(trained):
 def test_evaluate_in_shards(trained, tmp_path):
     _, folder, _ = trained
     arguments = ["--data", str(folder / "data"), "--weights", str(folder / "run" / "last.keras")]
-    whole = run(
+    complete = run(
         evaluate.app, [*arguments, "--json", "--picture", str(tmp_path / "confusion.png")], catch_exceptions=False
     )
-    about = json.loads(whole.stdout)
+    about = json.loads(complete.stdout)
     assert about["images"] == 12
     assert about["labels"] == ["bright", "dark"]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
@@ -117,7 +117,7 @@ def test_evaluate_in_shards(trained, tmp_path):
     assert json.loads(merged.stdout)["accuracy"] == about["accuracy"]
 
 
-def test_finetune(trained, tmp_path, monkeypatch):
+def test_finetune(trained, tmp_path, monkeypatch, conversion_in_process):
     from mnv2_keras.training import finetune as stages
 
     probes, probe = [], stages.linear_probe
@@ -165,7 +165,7 @@ def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
     assert (network["classes"], network["input_shape"], network["alpha"]) == (2, [24, 24, 1], 0.5)
 
 
-def test_what_is_missing_is_told():
+def test_missing_data_are_named():
     for app, command in (
         (train.app, []),
         (train.app, ["classification"]),
@@ -204,21 +204,21 @@ def test_features_are_shown_while_they_are_computed():
 
 def test_many_broken_images_are_not_all_listed(capsys):
     print_skipped({f"{i}.png": "damaged" for i in range(30)}, most=20)
-    found = capsys.readouterr().err
-    assert "skipped: 10 more" in found
-    assert "25.png" not in found
+    errors = capsys.readouterr().err
+    assert "skipped: 10 more" in errors
+    assert "25.png" not in errors
 
 
 def test_start_from_weights(trained):
     _, folder, _ = trained
     model = classification.build(recipe(), 2, folder / "run" / "last.keras")
     saved = keras.models.load_model(folder / "run" / "last.keras", compile=False)
-    for ours, theirs in zip(model.get_weights(), saved.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for weights, expected in zip(model.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
 
 
 def test_detection_on_drawn_shapes(tmp_path):
-    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--every", "2"]
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--every", "2", "--classic"]
     done = run(train.app, ["detection", "--shapes", "-o", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -242,7 +242,7 @@ def test_detection_names_a_photo_it_cannot_read_and_needs_no_matplotlib(tmp_path
         document["annotations"].append({"image_id": number, "category_id": 1, "bbox": [9, 9, 20, 20]})
     (tmp_path / "2.png").write_bytes(b"no picture")
     (tmp_path / "truth.json").write_text(json.dumps(document))
-    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2", "--classic"]
+    options = ["--alpha", "0.1", "--side", "48", "--steps", "2", "--batch", "2"]
     data = ["--annotations", str(tmp_path / "truth.json"), "--images", str(tmp_path)]
     done = run(train.app, ["detection", "-o", str(tmp_path / "out"), *data, *options])
     assert done.exit_code == 0, done.output

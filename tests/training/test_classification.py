@@ -142,13 +142,17 @@ def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(one_epoch, tmp_
             patch.setattr(classification, "judge", lambda *_: (0.5, 0.5))
         with pytest.raises(DivergedError, match=rf"epoch 2, step 1, .*{cause}.* 1 epoch is kept in "):
             train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
-        with pytest.raises(DivergedError, match=r"epoch 1, step 1, "):
-            train(examples(8, 0), examples(8, 1), chosen, tmp_path / "new")
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"recipe.json", "labels.txt"}
     for name, content in before.items():
         assert name == "recipe.json" or (tmp_path / name).read_bytes() == content, name
     run = train(examples(8, 0), examples(8, 1), chosen.changed(epochs=2), tmp_path, resume=True)
     assert math.isfinite(run.history[1]["val_loss"])
+
+
+def test_a_first_epoch_that_breaks_the_weights_leaves_no_state(tmp_path):
+    chosen = recipe(average=None, epochs=1, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1, "):
+        train(examples(8, 0), examples(8, 1), chosen, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "labels.txt"}
 
 
 def test_class_weights_and_smoothing_are_in_the_loss():

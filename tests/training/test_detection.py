@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from training_tasks import DETECTION, detection_data, small_detector
 
-from mnv2_keras import DetectionRecipe, build_ssdlite_mobilenetv2
+from mnv2_keras import DetectionRecipe
 from mnv2_keras.data.detection import detection_batches
 from mnv2_keras.data.drawn_shapes import drawn_shapes
 from mnv2_keras.evaluation.detection import evaluate_detector
@@ -75,7 +75,7 @@ def test_the_kind_of_schedule_is_accepted_under_its_old_name():
 
 
 def test_models_that_take_pixels_are_refused():
-    own = build_ssdlite_mobilenetv2(0.1, (SIDE, SIDE, 3), classes=3, min_depth=8, include_preprocessing=True)
+    own = small_detector(include_preprocessing=True)
     data = drawn_shapes(2, SIDE)
     batches = detection_batches(data.examples, (SIDE, SIDE), 2)
     calls = (lambda: Detector(own), lambda: evaluate_detector(own, data), lambda: train_detector(own, batches, TINY))

@@ -11,8 +11,8 @@ def test_who_takes_part():
     assert cluster({}) is None
     config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     assert cluster({"TF_CONFIG": json.dumps(config)}) == config
-    alone = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
-    assert cluster({"TF_CONFIG": json.dumps(alone)}) is None
+    single = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
+    assert cluster({"TF_CONFIG": json.dumps(single)}) is None
     one = {"cluster": {"worker": "host:1"}, "task": {"type": "worker", "index": 0}}
     for wrong in ("{", "{}", json.dumps(config | {"task": {"type": "worker", "index": 2}}), json.dumps(one)):
         with pytest.raises(ValueError, match="TF_CONFIG cannot be used"):
@@ -24,8 +24,8 @@ def test_who_takes_part():
     }
     hosts = ["gpu1:12345", "gpu1:12346", "gpu2:12345", "gpu3:12345"]
     block = slurm | {"SLURM_JOB_NODELIST": "gpu[1-3]"}
-    for given in ({}, {"SLURM_TASKS_PER_NODE": "2,1(x2)"}):
-        assert cluster(block | given)["cluster"]["worker"] == hosts
+    for variables in ({}, {"SLURM_TASKS_PER_NODE": "2,1(x2)"}):
+        assert cluster(block | variables)["cluster"]["worker"] == hosts
     assert cluster(block | {"SLURM_TASKS_PER_NODE": "1(x2),2"})["cluster"]["worker"][-1] == "gpu3:12346"
     for wrong in ("2,1", "2,1(x3)", "2,one,1"):
         with pytest.raises(ValueError, match="SLURM_TASKS_PER_NODE is '2,.* 4 tasks .* on 3 nodes"):

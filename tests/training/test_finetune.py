@@ -41,15 +41,15 @@ def test_features_are_the_backbones_and_kept_on_the_disk(striped, own_cache):
 
     model = make()
     seen = []
-    found = pooled_features(model, striped, progress=lambda *at: seen.append(at))
+    features = pooled_features(model, striped, progress=lambda *at: seen.append(at))
     assert seen == [(32, 60), (60, 60)]
     images = np.stack([evaluated(tf.constant(image), (32, 32)) for image in striped.images])
     expected = keras.Model(model.input, endpoints(model)["global_pool"])(images)
-    np.testing.assert_allclose(found.values, np.reshape(expected, (60, -1)), atol=1e-5)
-    assert not found.cached
+    np.testing.assert_allclose(features.values, np.reshape(expected, (60, -1)), atol=1e-5)
+    assert not features.cached
     again = pooled_features(model, striped)
     assert again.cached
-    np.testing.assert_array_equal(again.values, found.values)
+    np.testing.assert_array_equal(again.values, features.values)
     # Another head, and what is frozen, is the same backbone; other weights, images or preprocessing are not.
     model.get_layer("Conv").trainable = False
     assert pooled_features(with_new_head(model, 5), striped).cached
@@ -68,8 +68,8 @@ def test_the_probe_is_as_good_as_logistic_regression(striped):
     before = [np.array(value) for value in model.get_weights()]
     probe = linear_probe(model, training, held_out, LINEAR_PROBE.changed(epochs=60, learning_rate=0.05, batch=16))
     features = [pooled_features(model, part) for part in (training, held_out)]
-    theirs = LogisticRegression(C=1e3, max_iter=2000).fit(features[0].values, features[0].labels)
-    assert probe.history[-1]["val_accuracy"] >= theirs.score(features[1].values, features[1].labels) - 0.06
+    regression = LogisticRegression(C=1e3, max_iter=2000).fit(features[0].values, features[0].labels)
+    assert probe.history[-1]["val_accuracy"] >= regression.score(features[1].values, features[1].labels) - 0.06
     assert probe.history[-1]["loss"] < probe.history[0]["loss"]
     # It is in the model, and nothing else is changed.
     changed = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
@@ -100,8 +100,8 @@ def test_broken_photos_have_no_weight_and_are_looked_at_again(tmp_path):
         Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"no picture")
     examples = Examples(sorted(tmp_path.iterdir()), np.array([0, 0, 1, 1], np.int32), ("a", "b"))
-    found = pooled_features(make(), examples)
-    assert found.weights.tolist() == [1, 1, 0, 1]
+    features = pooled_features(make(), examples)
+    assert features.weights.tolist() == [1, 1, 0, 1]
     assert list(examples.broken) == [str(tmp_path / "2.png")]
     examples.broken.clear()
     assert pooled_features(make(), examples).cached
@@ -115,7 +115,7 @@ def test_broken_photos_have_no_weight_and_are_looked_at_again(tmp_path):
         assert (again.cached, again.weights.tolist()) == (False, [1, 1, 1, 1])
 
 
-def test_a_class_of_broken_photos_only_is_told(striped, stripes_folder):
+def test_a_class_of_broken_photos_only_is_named(striped, stripes_folder):
     for path in (stripes_folder / "down").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="None of the .* images of class 'down' can be read"):
@@ -157,7 +157,7 @@ def stripes_folder(tmp_path, striped):
     return tmp_path / "photos"
 
 
-def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
+def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path, conversion_in_process):
     from mnv2_keras.evaluation.classification import evaluate
 
     make(9).save(tmp_path / "weights.keras")
@@ -225,7 +225,7 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path):
 
 
 def test_without_matplotlib_the_report_is_written_and_the_figure_left_out(
-    stripes_folder, tmp_path, monkeypatch, caplog
+    stripes_folder, tmp_path, monkeypatch, caplog, conversion_in_process
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     make(9).save(tmp_path / "weights.keras")
@@ -237,7 +237,7 @@ def test_without_matplotlib_the_report_is_written_and_the_figure_left_out(
     assert "confusion.png is left out. To get it: pip install matplotlib" in record.message
 
 
-def test_an_unknown_block_is_told_at_once(stripes_folder, tmp_path, monkeypatch):
+def test_an_unknown_block_is_refused_at_once(stripes_folder, tmp_path, monkeypatch):
     make(9).save(tmp_path / "weights.keras")
     monkeypatch.setattr(probing, "_features", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match="expected one of layer_1"):

@@ -1,4 +1,4 @@
-"""The optimiser and the averages against TF 1's own, step by step; a whole step against TF-Slim's."""
+"""The optimiser and the averages against TF 1's own, step by step; one complete step against TF-Slim's."""
 
 import keras
 import numpy as np
@@ -32,12 +32,12 @@ def test_the_recurrence_is_the_kernel_of_tensorflow():
     """The kernel behind TF 1's optimiser is still there, and says the same."""
     rng = np.random.default_rng(1)
     ours = keras.Variable(rng.normal(size=(5, 7)).astype(np.float32))
-    theirs, square, momentum = tf.Variable(ours.value), tf.Variable(tf.ones((5, 7))), tf.Variable(tf.zeros((5, 7)))
+    variable, square, momentum = tf.Variable(ours.value), tf.Variable(tf.ones((5, 7))), tf.Variable(tf.zeros((5, 7)))
     optimizer = SlimRMSprop(learning_rate=0.1, decay=0.8, momentum=0.7, epsilon=0.5)
     for gradient in rng.normal(size=(9, 5, 7)).astype(np.float32):
         optimizer.apply([tf.constant(gradient)], [ours])
         tf.raw_ops.ResourceApplyRMSProp(
-            var=theirs.handle,
+            var=variable.handle,
             ms=square.handle,
             mom=momentum.handle,
             lr=0.1,
@@ -46,7 +46,7 @@ def test_the_recurrence_is_the_kernel_of_tensorflow():
             epsilon=0.5,
             grad=gradient,
         )
-        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(ours.numpy(), variable.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_optimiser_compiles_and_comes_back_from_its_config():
@@ -78,7 +78,7 @@ def test_a_training_step_equals_tf_slims(testdata):
         entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(np.arange(8) % 11, logits))
         decay = tf.add_n(network.losses)
         loss = entropy + decay
-    found = tape.gradient(loss, [ours[name.removeprefix("grad:")].value for name in grads])
+    gradients = tape.gradient(loss, [ours[name.removeprefix("grad:")].value for name in grads])
 
     def close(value, genuine):
         assert np.max(np.abs(np.asarray(value) - genuine)) <= 1e-3 * np.max(np.abs(genuine))
@@ -87,16 +87,16 @@ def test_a_training_step_equals_tf_slims(testdata):
     close(logits, golden["logits"])
     close(entropy, golden["cross_entropy"])
     close(decay, golden["regularization"])
-    for name, gradient in zip(grads, found, strict=True):
+    for name, gradient in zip(grads, gradients, strict=True):
         close(gradient, golden[name])
     for name in golden.files:
         if name.startswith("after:"):
             start = name_rule_value(name.removeprefix("after:"), golden[name].shape)
-            # What the step changed, not what was there: only so the unbiased variance can be told from the biased one.
+            # What the step changed, not what was there: only this shows the unbiased variance and not the biased one.
             close(ours[name.removeprefix("after:")].numpy() - start, golden[name] - start)
 
 
-def test_a_frozen_batch_norm_keeps_its_statistics_in_the_twin():
+def test_a_frozen_batch_norm_keeps_its_statistics_in_the_fused_copy():
     model = build_mobilenetv2(0.35, (32, 32, 3), classes=2)
     for layer in model.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
