@@ -132,3 +132,19 @@ def conversion_in_process(monkeypatch) -> None:
     from small_litert import convert_in_this_process
 
     convert_in_this_process(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def converted_here():
+    """Weights are converted to LiteRT in this process, which has TensorFlow already, in place of a subprocess."""
+    from types import SimpleNamespace
+
+    from mnv2_keras.inference import model_cache
+
+    def run_here(module, folder):
+        model_cache._convert_job(folder)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_cache, "run_subprocess_job", run_here)
+        yield

@@ -62,9 +62,11 @@ def exported(testdata):
 
 def run(definition, feed, names):
     """The values of nodes, by name."""
+    settings = tf.compat.v1.ConfigProto()
+    settings.graph_options.rewrite_options.disable_meta_optimizer = True  # it takes longer than the one run
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(definition, name="")
-        with tf.compat.v1.Session(graph=graph) as session:
+        with tf.compat.v1.Session(graph=graph, config=settings) as session:
             values = session.run([f"{name}:0" for name in names], {f"{name}:0": value for name, value in feed.items()})
     return dict(zip(names, values, strict=True))
 

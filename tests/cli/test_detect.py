@@ -18,7 +18,7 @@ def weights(tmp_path_factory):
     return folder / "detector.keras"
 
 
-def test_boxes_pictures_and_labels_of_photos(weights, shared_cache, testdata, tmp_path, monkeypatch):
+def test_boxes_pictures_and_labels_of_photos(converted_here, weights, shared_cache, testdata, tmp_path, monkeypatch):
     photo = testdata / "images" / "cat.bmp"
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     arguments = ["--weights", weights, "--score", "0", "--top", "3", "-o", tmp_path / "out"]

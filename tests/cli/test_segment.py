@@ -13,7 +13,7 @@ from mnv2_keras.masks import read_mask
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(converted_here, tmp_path_factory):
     path = tmp_path_factory.mktemp("segmenter") / "small.keras"
     build_deeplabv3_mobilenetv2(0.1, (65, 65, 3)).save(path)
     return path

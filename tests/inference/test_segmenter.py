@@ -18,8 +18,9 @@ from mnv2_keras.preprocessing import normalize_image
 
 
 @pytest.fixture(scope="module", params=ARCHIVES)
-def real(request, testdata):
-    return request.param, Segmenter(testdata / "checkpoints" / f"{ARCHIVES[request.param]}.tar.gz")
+def real(request, converted_here, testdata):
+    engine = {"os16": "litert", "dm05": "keras"}[request.param]
+    return request.param, Segmenter(testdata / "checkpoints" / f"{ARCHIVES[request.param]}.tar.gz", engine)
 
 
 @pytest.fixture(scope="module")
