@@ -148,7 +148,7 @@ class Classifier(Predictor):
 
     def _prepare(self, image) -> np.ndarray:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-            shape = (*self._size, self._channels)
+            shape = (*self.size, self._channels)
             if image.shape != shape:
                 raise ValueError(
                     f"a float image has shape {image.shape}: floats count as preprocessed and must have shape {shape}, values in "
@@ -156,4 +156,4 @@ class Classifier(Predictor):
                 )
             return image.astype(np.float32, copy=False)
         photo = image if self._channels == 3 else grey_photo(image)
-        return self._scaled(preprocess_image(photo, self._size)[..., : self._channels])
+        return self._scaled(preprocess_image(photo, self.size)[..., : self._channels])

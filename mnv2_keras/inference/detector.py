@@ -156,7 +156,7 @@ class Detector(PhotoPredictor):
 
     def _compute(self, image, use_all_threads: bool = True) -> Detections:
         photo = self._photo(image)
-        prepared = self._scaled(preprocess_detection_image(photo, self._size))
+        prepared = self._scaled(preprocess_detection_image(photo, self.size))
         outputs = self._run(prepared, self._order, use_all_threads)
         boxes = self._postprocess(*(values[None] for values in outputs), self._anchors)
         rows = zip(*(boxes[name][0].tolist() for name in ("classes", "scores", "boxes")), strict=True)

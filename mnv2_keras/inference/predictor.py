@@ -153,6 +153,7 @@ class Predictor:
         labels: names of the classes.
         classes: their number; 0 where a file does not tell.
         content: the bytes of the `.tflite` file that runs; None with Keras.
+        size: (height, width) of the network's input in pixels.
 
     Raises:
         FileNotFoundError: there are no such weights or labels.
@@ -176,7 +177,7 @@ class Predictor:
                     f"{opened.name} takes images of {self._channels} channels: a {type(self).__name__} reads photos in RGB"
                     f"{' or grey' if 1 in self._CHANNELS else ''}."
                 )
-            self._size = tuple(size)
+            self.size = tuple(size)
             self.labels = self._class_labels(labels, weights, opened)
         except BaseException:
             self._engine.close()
@@ -218,11 +219,6 @@ class Predictor:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         self._engine.close()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the network's input in pixels."""
-        return self._size
 
     def _check_open(self) -> None:
         if self._closed:

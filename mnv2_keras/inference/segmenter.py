@@ -161,13 +161,13 @@ class Segmenter(PhotoPredictor):
 
     def _compute(self, image, use_all_threads: bool = True) -> Segmentation:
         photo = self._photo(image)
-        fitted = fit_photo(photo, self._size)
+        fitted = fit_photo(photo, self.size)
         levels = self._engine.input.dtype == "uint8"
-        prepared = pad_levels(fitted, self._size) if levels else self._scaled(pad_photo(fitted, self._size))
+        prepared = pad_levels(fitted, self.size) if levels else self._scaled(pad_photo(fitted, self.size))
         labels = self._run(prepared, None, use_all_threads)[0]
         if self._logits:
-            if labels.shape[:2] != self._size:
-                labels = resize_bilinear_v1(labels, self._size, align_corners=True)
+            if labels.shape[:2] != self.size:
+                labels = resize_bilinear_v1(labels, self.size, align_corners=True)
             labels = labels.argmax(-1)
         labels = labels[: fitted.shape[0], : fitted.shape[1]].astype(np.uint8)
         if fitted.shape != photo.shape:
