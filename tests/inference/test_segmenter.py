@@ -38,9 +38,11 @@ def segmenter(small):
 
 
 @pytest.fixture
-def eagerly(monkeypatch):
+def eagerly():
     """Keras' engine without tracing, which pays only for many photos."""
-    monkeypatch.setattr("tensorflow.function", lambda call, **_: call)
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 def overlap(labels, mask, label, yes, ignored):
