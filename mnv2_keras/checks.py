@@ -5,8 +5,10 @@ Each check returns the value in its plain type, so that NumPy's numbers come out
 
 import math
 import operator
+import os
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 
 def whole_number(name: str, value: object, minimum: int = 1, note: str = "") -> int:
@@ -93,3 +95,17 @@ def image_shape(
     if any(side is not None and side < minimum for side in sides[:2]):
         raise ValueError(f"{name} is {sides}: both sides need at least {minimum} pixels.")
     return tuple(None if side is None else int(side) for side in sides)
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path with `~` and `~name` replaced by the user's folder.
+
+    Raises:
+        FileNotFoundError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{path} does not exist: there is no user with this name, or no home folder."
+        ) from error

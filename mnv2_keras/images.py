@@ -9,8 +9,14 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-ImageSource = str | os.PathLike | bytes | Image.Image
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+from mnv2_keras.checks import user_path
+
+ImageSource = str | os.PathLike | bytes | Image.Image | io.IOBase
+#: What is taken for an image in a folder. Pillow needs a plugin for .heic; without it these are reported as unreadable.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"}
+    | {".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"}
+)
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -36,7 +42,7 @@ def read_image(source: ImageSource) -> np.ndarray:
     16-bit ones keep their high byte (Pillow clips a greyscale one to 255).
 
     Args:
-        source: a path, the bytes of a file, or an opened PIL image.
+        source: a path, the bytes of a file, a binary file that is open, or an opened PIL image.
 
     Returns:
         uint8 (H, W, 3), read-only.
@@ -50,9 +56,13 @@ def read_image(source: ImageSource) -> np.ndarray:
         return _decode(source, "the PIL image")
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"an image of {len(source)} bytes")
-    path = Path(source).expanduser()
+    if isinstance(source, io.IOBase):
+        return _decode(source, str(getattr(source, "name", "the open file")))
+    path = user_path(source)
     if path.is_dir():
         raise ImageError(f"{path} is a folder, not an image: find_images lists the images inside.")
+    if path.exists() and not path.is_file() and str(path) != "/dev/stdin":  # a pipe would be waited for
+        raise ImageError(f"{path} is a pipe or a device, not a file: pass a file, or /dev/stdin.")
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -126,14 +136,15 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """The high byte of 16-bit greyscale, which is also what Pillow keeps of 16-bit colour."""
+    """The high byte of 16-bit greyscale, as Pillow keeps of 16-bit colour; 8-bit values in 32 bits unchanged."""
     pixels = np.asarray(image)
     if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
         raise ImageError(
             f"{name} holds {pixels.dtype} pixels from {pixels.min()} to {pixels.max()}, expected 0 to 255 or 0 to 65535: save it "
             "with 8 or 16 bits per channel."
         )
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    is_8_bit = image.mode == "I" and pixels.max() <= 255  # 32 bits in memory, of which a writer used 8
+    return Image.fromarray((pixels if is_8_bit else pixels >> 8).astype(np.uint8))
 
 
 def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
@@ -149,7 +160,7 @@ def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    return [file for path in paths for file in _files(Path(path).expanduser())]
+    return [file for path in paths for file in _files(user_path(path))]
 
 
 def _files(path: Path) -> list[Path]:
@@ -161,7 +172,7 @@ def _files(path: Path) -> list[Path]:
     for parent, folders, names in os.walk(path, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        files += [Path(parent, name) for name in names]
+        files += [file for name in names if not (file := Path(parent, name)).is_fifo()]
     if not files:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ImageError(f"The folder {path} holds no images: expected files ending in {suffixes}.")

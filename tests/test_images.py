@@ -228,6 +228,44 @@ def test_a_missing_file(tmp_path):
         read_image(tmp_path / "gone.jpg")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg is a pipe or a device, not a file"):
+        read_image(tmp_path / "pipe.jpg")
+    saved(tmp_path, "photo.png", Image.new("RGB", (2, 2)))
+    assert [path.name for path in find_images(tmp_path)] == ["photo.png"]
+
+
+def test_an_unknown_user():
+    with pytest.raises(FileNotFoundError, match=r"~nobody\.such/x\.jpg does not exist: there is no user"):
+        read_image("~nobody.such/x.jpg")
+    with pytest.raises(FileNotFoundError, match="there is no user"):
+        find_images("~nobody.such")
+
+
+def test_open_files_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    path = saved(tmp_path, "photo.png", Image.fromarray(pixels))
+    np.testing.assert_array_equal(read_image(io.BytesIO(path.read_bytes())), pixels)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(read_image(file), pixels)
+    with pytest.raises(ImageError, match="the open file is empty"):
+        read_image(io.BytesIO())
+
+
+def test_8_bit_values_in_32_bits_are_not_black():
+    pixels = np.arange(256, dtype=np.int32).reshape(16, 16)
+    np.testing.assert_array_equal(read_image(Image.fromarray(pixels))[..., 0], pixels)
+    np.testing.assert_array_equal(read_image(Image.fromarray(pixels * 256))[..., 0], pixels)
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.mpo", "a.jp2", "a.ppm", "a.tga"])
+def test_every_format_that_pillow_reads_is_found_in_a_folder(name, tmp_path):
+    saved(tmp_path, name, Image.new("RGB", (16, 16), "red"))
+    [path] = find_images(tmp_path)
+    assert read_image(path)[8, 8, 0] > 200
+
+
 def test_a_folder(tmp_path):
     with pytest.raises(ImageError, match="is a folder, not an image: find_images"):
         read_image(tmp_path)
