@@ -43,8 +43,8 @@ def write_results(
     return rows, errors
 
 
-def exit_with_skipped(errors: dict[Path, Exception]) -> None:
-    """Name the photos that were skipped; the exit code is then 1."""
+def exit_with_skipped(errors, total: int | None = None) -> None:
+    """Name the photos that were skipped, as `print_skipped`; the exit code is then 1, or 2 where these are all `total` photos."""
     print_skipped(errors)
     if errors:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if len(errors) == total else 1)

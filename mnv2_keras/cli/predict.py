@@ -11,13 +11,12 @@ from mnv2_keras.cli.console import (
     opening_weights,
     out,
     print_json,
-    print_skipped,
     progress_bar,
     timed_message,
     with_progress,
 )
 from mnv2_keras.cli.options import Json, grouped_options
-from mnv2_keras.cli.photos import Weights
+from mnv2_keras.cli.photos import Weights, exit_with_skipped
 
 #: A progress bar pays from this number of photos on.
 _MANY = 20
@@ -109,7 +108,7 @@ def predict(
             err.print(f"{output}: {len(paths)} photos.", highlight=False)
         else:
             _print([result for result in results if result.error is None], as_json)
-    _exit_with_skipped(errors, len(paths))
+    exit_with_skipped(errors, len(paths))
 
 
 def _predict_on_cluster(photos, cluster: ClusterOptions, weights, top: int, output, options: dict) -> None:
@@ -124,14 +123,7 @@ def _predict_on_cluster(photos, cluster: ClusterOptions, weights, top: int, outp
         run = predict_on_cluster(photos, output, weights, **options)
     resumed = f", {run.resumed} of {run.parts} parts from an earlier run" if run.resumed else ""
     err.print(f"{output}: {run.images} photos{resumed}.", highlight=False)
-    _exit_with_skipped(list(run.broken.values()), run.images)
-
-
-def _exit_with_skipped(errors: list[str], total: int) -> None:
-    """Name the photos that were skipped; some of them are one exit code, all of them another."""
-    print_skipped(errors)
-    if errors:
-        raise typer.Exit(2 if len(errors) == total else 1)
+    exit_with_skipped(list(run.broken.values()), run.images)
 
 
 def _print(results, as_json: bool) -> None:
