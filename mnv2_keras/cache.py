@@ -37,7 +37,7 @@ def cache_access(path: Path, needed: int | None = None) -> Iterator[None]:
     except CacheError:
         raise
     except OSError as error:
-        size = f"; the whole file needs {needed:,} bytes" if needed else ""
+        size = f"; the file needs {needed:,} bytes" if needed else ""
         raise CacheError(
             f"The cache folder {cache_folder()} cannot hold or give {path.name} ({error.strerror or error}{size}): make "
             "room there or get access to it, or set MNV2_HOME to another folder."

@@ -140,7 +140,7 @@ def verify_checkpoint(
 def _frozen_graph(source: Source) -> FrozenGraph:
     if source.frozen_graph is None:
         raise ValueError(
-            f"{source.path} has no frozen graph (*_frozen.pb) beside its checkpoint, so there is nothing to compare with: "
+            f"{source.path} has no frozen graph (*_frozen.pb) with its checkpoint, so there is nothing to compare with: "
             "pass goldens=FOLDER with outputs of TF-Slim, or an archive that holds the graph."
         )
     return FrozenGraph(source.frozen_graph)

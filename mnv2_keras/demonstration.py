@@ -32,7 +32,7 @@ class Fact(NamedTuple):
 def demonstrate() -> Iterator[Fact]:
     """Build, save as TF-Slim would, convert, verify, classify; a fact after each step.
 
-    The weights come from the name rule of the goldens: they are no trained ones, so the classes mean nothing; that the
+    The weights come from the name rule of the goldens: they are not trained, so the classes mean nothing; that the
     genuine program names the same ones is the point.
     """
     golden = bundled_golden()

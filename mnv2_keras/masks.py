@@ -92,7 +92,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they stumble upon
-        raise ImageError(f"{path} is no mask Pillow can read ({error}): copy or make it again.") from error
+        raise ImageError(f"{path} is not a mask that Pillow can read ({error}): copy or make it again.") from error
 
 
 def save_mask(labels: np.ndarray, path: str | os.PathLike, palette: np.ndarray | None = None) -> Path:

@@ -149,7 +149,7 @@ _DEEPLAB = {
 }
 _NO_HASH = {"source": "no hash published; TensorFlow DeepLab model zoo"}
 
-# Archive name, task, fields of its own. Each lies in _ZOO, the detectors in a folder of their own.
+# Archive name, task, other fields. Each is in _ZOO, the detectors in another folder.
 _ZOO = "http://download.tensorflow.org/models"
 _DETECTORS_AND_SEGMENTERS = (
     ("ssdlite_mobilenet_v2_coco_2018_05_09", _DETECTION, _SSDLITE),

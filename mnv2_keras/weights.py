@@ -70,7 +70,7 @@ def fill_from_source(model: keras.Model, source: Source, ema: bool = True) -> Tr
         ValueError: the file does not hold the model's backbone, or one head in part; the model is untouched.
     """
     ours, shapes = variables(model), network_shapes(source.shapes)
-    if not any(name.startswith(DETECTOR) for name in shapes):  # a detector's backbone stands in a scope of its own
+    if not any(name.startswith(DETECTOR) for name in shapes):  # a detector's backbone has another scope
         ours = {name.removeprefix("FeatureExtractor/"): variable for name, variable in ours.items()}
     new = _new_weights({name: tuple(variable.shape) for name, variable in ours.items()}, shapes)
     transfer = load_variables(ours, source, ema, new)

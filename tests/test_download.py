@@ -300,7 +300,7 @@ def test_a_full_disk(server, monkeypatch):
         patch.setattr(download, "_append", full)
         with pytest.raises(CacheError) as error:
             fetched()
-    assert re.search(r"\(No space left on device; the whole file needs 300,\d{3} bytes\): make room", str(error.value))
+    assert re.search(r"\(No space left on device; the file needs 300,\d{3} bytes\): make room", str(error.value))
     assert str(cache_folder()) in str(error.value)
     assert len(server.asked) == 1  # a full disk is no reason to ask again
     assert not target().exists()
@@ -412,7 +412,7 @@ def test_a_disk_quota(server):
     code, out, err = outcome(child(server, limit))
     assert (code, out) == (1, "")
     assert re.fullmatch(
-        rf"CacheError: The cache folder {cache_folder()} cannot hold or give toy\.tgz\.part \(File too large; the whole "
+        rf"CacheError: The cache folder {cache_folder()} cannot hold or give toy\.tgz\.part \(File too large; the "
         rf"file needs {len(ARCHIVE):,} bytes\): make room there .*set MNV2_HOME to another folder\.",
         err,
     )

@@ -39,7 +39,7 @@ def test_files_that_are_not_masks_are_refused(tmp_path):
     with pytest.raises(ImageError, match="mode RGB"):
         read_mask(tmp_path / "colour.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ImageError, match="is no mask"):
+    with pytest.raises(ImageError, match="is not a mask"):
         read_mask(tmp_path / "text.png")
     with pytest.raises(OSError):  # noqa: PT011 - the system's own words
         save_mask(np.zeros((2, 2)), tmp_path / "text.png" / "mask.png")

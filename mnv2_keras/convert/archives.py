@@ -38,7 +38,7 @@ class UnsafeArchiveError(ValueError):
 def extract(archive: Path, folder: Path) -> None:
     """Unpack the plain files of a .tgz, .tar.gz or .tar into a folder, flat.
 
-    Headers are read here, each once and with bounds of its own, because `tarfile` follows what a header says.
+    Headers are read here, each once and with bounds, because `tarfile` trusts the headers.
 
     Raises:
         ValueError: the archive is damaged; or unsafe: a member is a link or a device, has an absolute name or `..` in it, a

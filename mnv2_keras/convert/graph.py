@@ -24,7 +24,7 @@ _HEAD_NODES = {
 
 
 class FrozenGraph:
-    """A `.pb` file of a network, parsed and checked; it runs in a process of its own (`graph_job`).
+    """A `.pb` file of a network, parsed and checked; it runs in a separate process (`graph_job`).
 
     Args:
         path: the file.

@@ -55,7 +55,7 @@ class InferredArchitecture:
 
     def describe(self) -> str:
         """The network as errors name it."""
-        alpha = "widths of its own" if self.alpha is None else f"alpha {self.alpha}"
+        alpha = "other widths" if self.alpha is None else f"alpha {self.alpha}"
         return f"{alpha} (stem {self.stem} channels)"
 
 

@@ -26,7 +26,7 @@ CACHED_BYTES = 2**30
 
 
 def check_labels(labels, classes: int) -> None:
-    """Raise a ValueError if a label is no class; TFDS marks a missing label with -1."""
+    """Raise a ValueError if a label is not a class; TFDS marks a missing label with -1."""
     labels = np.asarray(labels)
     for wrong in labels[(labels < 0) | (labels >= classes)]:
         raise ValueError(
@@ -38,7 +38,7 @@ def check_labels(labels, classes: int) -> None:
 def check_readable(examples) -> None:
     """Raise a ValueError if all images of a class are broken, as far as they have been read: training would lose the class.
 
-    `TfdsExamples` are not checked: their labels take a pass over all the data.
+    `TfdsExamples` are not checked: that would read all the data.
     """
     if not examples.broken or not isinstance(examples, Examples):
         return
@@ -347,7 +347,7 @@ def _class_folders(folder: Path) -> Examples:
     if len(parts) > 1 and len(shared) > 1:
         raise ValueError(
             f"{' and '.join(list(parts)[:2])} in {folder} have the same folders, such as {min(shared)}: they are parts of the "
-            "data, not classes. Call them train and validation (or val, test), with no other folder beside them."
+            "data, not classes. Call them train and validation (or val, test), with no other folder next to them."
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images) for images in files.values()])
     return Examples(list(itertools.chain(*files.values())), labels, tuple(path.name for path in classes))

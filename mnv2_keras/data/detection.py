@@ -173,7 +173,7 @@ def read_voc(folder, images=None, labels: Sequence[str] | None = None, *, on_err
 
     Args:
         folder: of the `.xml` files.
-        images: folder of the images; None tries `JPEGImages` beside the folder, and the folder itself.
+        images: folder of the images; None tries `JPEGImages` next to the folder, then the folder.
         labels: name of each class, in order; None takes Pascal VOC's twenty. Objects marked difficult count as crowd.
         on_error: see `Readable`.
 

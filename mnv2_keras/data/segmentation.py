@@ -100,7 +100,7 @@ class PhotoMaskFolder(Readable):
 
         Raises:
             ImageError: one of the files is broken.
-            ValueError: their sizes differ, or the mask has a label that is no class.
+            ValueError: their sizes differ, or the mask has a label that is not a class.
         """
         photo_path, mask_path = self.pairs[index]
         pair = read_image(photo_path), read_mask(mask_path)

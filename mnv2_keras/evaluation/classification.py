@@ -210,7 +210,7 @@ def load_evaluation(path: str | os.PathLike) -> Evaluation:
         shards = [tuple(shard) for shard in values["shards"]]
         return Evaluation({name: values[name] for name in _ABOUT}, shards, Counts.from_dict(values["counts"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no receipt of `mnv2 evaluate` ({error!r}).") from error
+        raise ValueError(f"{path} is not a receipt of `mnv2 evaluate` ({error!r}).") from error
 
 
 def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
@@ -241,7 +241,7 @@ def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
 def _checked(evaluation: Evaluation) -> Evaluation:
     if not evaluation.images:
         raise ValueError(
-            "None of the images can be judged: they cannot be read, or their class is none of the network's."
+            "None of the images can be judged: they cannot be read, or their class is not one of the network's."
         )
     return evaluation
 
@@ -257,7 +257,7 @@ def output_of_label(class_names: Sequence[str], labels: Sequence[str]) -> np.nda
         int32 (len(class_names),); -1 for a background that the network does not have.
 
     Raises:
-        ValueError: a class is none of the network's, or could be several.
+        ValueError: a class is not one of the network's, or could be several.
     """
     outputs: dict[str, set[int]] = {}
     for i, label in enumerate(labels):
@@ -344,7 +344,7 @@ def evaluate(
         weights: a `keras.Model`; a checkpoint, Keras file or registered name; or a `.tflite` file.
         examples: `Examples` or `TfdsExamples`. Images that cannot be read are not counted, see `Readable`.
         engine: "keras" or "litert"; a `.tflite` file always runs on LiteRT, anything else is exported to float32 for it.
-        labels: of the network's outputs; by default those in the file, `labels.txt` beside it, ImageNet's, or the data's.
+        labels: of the network's outputs; by default those in the file, `labels.txt` in its folder, ImageNet's, or the data's.
         shard: (number, of how many): (3, 16) takes every 16th image from the third on.
         central_fraction: part of the photo that is used; 1 for the whole photo.
         batch: images at once, on Keras.

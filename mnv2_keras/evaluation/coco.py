@@ -75,6 +75,6 @@ def _results(results) -> list[dict]:
         return results
     rows = read_json(results, "results")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {*_RESULT_KEYS} for row in rows):
-        raise ValueError(f"{results} is no COCO results file: expected a list of {{{', '.join(_RESULT_KEYS)}}}.")
+        raise ValueError(f"{results} is not a COCO results file: expected a list of {{{', '.join(_RESULT_KEYS)}}}.")
     check_boxes(rows, f"{results}: results")
     return rows

@@ -80,7 +80,7 @@ def evaluate_detector(
         As `evaluate_coco`.
 
     Raises:
-        ValueError: the model is no detector, its classes are not those of the data, or it takes pixels from 0 to 255; no image
+        ValueError: the model is not a detector, its classes are not those of the data, or it takes pixels from 0 to 255; no image
             can be read (`ImageError`).
     """
     return detector_metrics(model, data, batch=batch, progress=progress, **postprocessing).as_dict()

@@ -28,7 +28,7 @@ class ConfusionMatrix:
         """Add the pixels of one or many masks: true and predicted labels, integers of one shape.
 
         Raises:
-            ValueError: the shapes differ, or a label is no class; nothing is counted then.
+            ValueError: the shapes differ, or a label is not a class; nothing is counted then.
         """
         truth, predicted = np.asarray(truth), np.asarray(predicted)
         if truth.shape != predicted.shape:

@@ -61,7 +61,7 @@ def litert_content(
             raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
         if precision != "float32" or resolution is not None:
             raise ValueError(
-                f"{path} is a .tflite with a precision and a resolution of its own: leave both out, or give its weights."
+                f"{path} is a .tflite with a fixed precision and resolution: leave both out, or give its weights."
             )
         content = path.read_bytes()
         if str(weights) != "digits":
@@ -96,7 +96,7 @@ def _record(name: str):
 
 
 def path_of(weights: str | os.PathLike) -> Path:
-    """The path of weights; "digits" is the file that is installed with the package. A registered name is no file."""
+    """The path of weights; "digits" is the file that is installed with the package. A registered name is not a file."""
     path = Path(weights).expanduser()
     return bundled_file("digits_int8.tflite") if str(weights) == "digits" and not path.exists() else path
 

@@ -78,7 +78,7 @@ def check_suffix(path: Path) -> None:
     """Refuse a name under which results cannot be written, before the first photo is read.
 
     Raises:
-        ValueError: a suffix that is none of `SUFFIXES`; Parquet without pyarrow.
+        ValueError: a suffix that is not one of `SUFFIXES`; Parquet without pyarrow.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(

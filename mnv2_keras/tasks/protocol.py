@@ -54,7 +54,7 @@ class Task(Protocol):
         """Name of each compared value to its node in the graph, in network order."""
 
     def feed(self, graph: FrozenGraph, photo: np.ndarray | None, batch: np.ndarray) -> Arrays:
-        """What the graph is fed, by node: the photo, or the preprocessed batch (1, H, W, C) where there is no photo."""
+        """The inputs of the graph by node: the photo, or the preprocessed batch (1, H, W, C) where there is no photo."""
 
     def complete(self, ours: Arrays, genuine: Arrays, batch: np.ndarray) -> None:
         """Add to both what is not an endpoint of the model, such as post-processed outputs; by default nothing."""

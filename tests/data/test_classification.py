@@ -91,7 +91,7 @@ def test_folders_that_are_parts_and_not_classes_are_refused(tmp_path):
     for path in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png", "samples/1.png"):
         draw(tmp_path / "mixed" / path, 3)
     with pytest.raises(
-        ValueError, match=r"train and val in .*mixed have the same folders.*no other folder beside them"
+        ValueError, match=r"train and val in .*mixed have the same folders.*no other folder next to them"
     ):
         read_splits(tmp_path / "mixed")
     for path in ("car/1.png", "train/1.png", "train/more/2.png"):

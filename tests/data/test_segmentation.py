@@ -127,7 +127,7 @@ def test_bad_folders(shapes_folder, tmp_path):
     with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39"):
         pairs.read(1)
     (masks / "2.png").write_bytes(b"broken")
-    with pytest.raises(ImageError, match=r"2\.png is no mask"):
+    with pytest.raises(ImageError, match=r"2\.png is not a mask"):
         pairs.read(2)
 
 

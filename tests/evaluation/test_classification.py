@@ -131,7 +131,7 @@ def test_shards_add_up(model, examples, complete, tmp_path):
     with pytest.raises(ValueError, match="they differ in data"):
         merge([paths[0], other])
     (tmp_path / "wrong.json").write_text("[]")
-    with pytest.raises(ValueError, match="no receipt"):
+    with pytest.raises(ValueError, match="not a receipt"):
         load_evaluation(tmp_path / "wrong.json")
 
 

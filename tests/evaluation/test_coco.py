@@ -80,7 +80,7 @@ def test_results_of_another_data_set_are_refused(tmp_path):
         evaluate_coco(truth | {"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1]}]}, rows)
     for content, message in (
         ("[{", "not a complete JSON"),
-        ('[{"image_id": 1}]', "no COCO results file"),
+        ('[{"image_id": 1}]', "not a COCO results file"),
         (json.dumps(short), r"bad.json: results\[1\] has the bbox"),
     ):
         (tmp_path / "bad.json").write_text(content)

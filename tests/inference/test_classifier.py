@@ -159,8 +159,8 @@ def test_several_threads_at_once(tiny_file):
         ({"resolution": 0}, "resolution is 0"),
         ({"engine": "keras", "threads": 1}, "leave threads out"),
         ({"engine": "keras", "precision": "float16"}, "engine 'keras' computes in float32, not 'float16'"),
-        ({"precision": "float16"}, "precision and a resolution of its own"),
-        ({"resolution": 64}, "precision and a resolution of its own"),
+        ({"precision": "float16"}, "with a fixed precision and resolution"),
+        ({"resolution": 64}, "with a fixed precision and resolution"),
         ({"labels": ["one"]}, "1 labels were given for 5 classes"),
     ],
 )

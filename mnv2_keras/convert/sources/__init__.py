@@ -44,7 +44,7 @@ def open_source(path: str | os.PathLike) -> contextlib.AbstractContextManager[So
     return tf_slim.open_checkpoint(path)
 
 
-#: First bytes of files that are often taken for checkpoints.
+#: First bytes of files that users often confuse with checkpoints.
 _OTHERS = {
     b"PK\x03\x04": "a PyTorch file or another zip archive, which this package does not read",
     b"\x80": "a Python pickle, such as an old PyTorch file, which this package does not read",

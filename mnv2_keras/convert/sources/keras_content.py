@@ -24,7 +24,7 @@ _WIDTHS = {
     "max_tokens",
 }
 
-#: Integers that are no sizes.
+#: Integers that are not sizes.
 _NUMBERS = ("seed", "shared_object_id")
 
 
