@@ -64,9 +64,6 @@ class _Labelled(Readable):
                 self._decoded.update({index: image, "bytes": size})
         return image
 
-    def _check_held_out(self, held_out: float) -> None:
-        real_number("The part to hold out", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
-
 
 @dataclass(frozen=True)
 class Examples(_Labelled):
@@ -149,7 +146,7 @@ class Examples(_Labelled):
         Raises:
             ValueError: a class has a single image; the part is out of its range.
         """
-        self._check_held_out(held_out)
+        real_number("The part to hold out", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
         chosen = []
         for label, name in enumerate(self.class_names):
             members = np.flatnonzero(self.labels == label)
@@ -232,7 +229,7 @@ class TfdsExamples(_Labelled):
         a part without reading it. The seed is ignored.
         """
         del seed
-        self._check_held_out(held_out)
+        real_number("The part to hold out", held_out, 0, 1, above=True, below=True, note=", such as 0.2")
         if len(self) < 2:
             raise ValueError(f"{self.builder.name} {self.part} has a single image: at least two are needed.")
         count = min(max(1, len(self) - round(len(self) * held_out)), len(self) - 1)

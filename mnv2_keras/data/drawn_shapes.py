@@ -1,7 +1,7 @@
 """Drawn circles, squares and triangles with their boxes and masks: data for every task that need no download."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -142,26 +142,23 @@ class DrawnShapes:
 
 
 @dataclass(frozen=True)
-class _DrawnExamples:
+class _DrawnExamples(Sequence):
     """Detection examples of consecutive seeds, drawn when they are first read, then cached: 28 kB each at 96 pixels."""
 
     first: int
-    count: int
+    length: int
     side: int
     cache: dict[int, DetectionExample] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, number: int) -> DetectionExample:
-        if number not in range(self.count):
+        if number not in range(self.length):
             raise IndexError(number)
         if number not in self.cache:
             self.cache[number] = draw_shapes(self.first + number, self.side)
         return self.cache[number]
-
-    def __iter__(self) -> Iterator[DetectionExample]:
-        return map(self.__getitem__, range(self.count))
 
 
 def draw_shapes(seed: int, side: int = 128) -> DetectionExample:
