@@ -76,7 +76,7 @@ def trained(tmp_path_factory):
         yield run(train.app, arguments, catch_exceptions=False), folder, arguments
 
 
-def test_train(trained):
+def test_the_command_trains_and_reports(trained):
     done, folder, _ = trained
     assert done.exit_code == 0
     assert "of 12 held-out images right after 2 epochs" in done.stdout
@@ -117,7 +117,7 @@ def test_evaluate_in_shards(trained, tmp_path):
     assert json.loads(merged.stdout)["accuracy"] == about["accuracy"]
 
 
-def test_finetune(trained, tmp_path, monkeypatch, conversion_in_process):
+def test_the_finetune_command_trains_the_head(trained, tmp_path, monkeypatch, conversion_in_process):
     from mnv2_keras.training import finetune as stages
 
     probes, probe = [], stages.linear_probe
@@ -184,12 +184,12 @@ def test_the_stages_of_finetune_are_not_trained_from_scratch(recipe):
         run(train.app, ["--recipe", recipe, "--data", "photos"], catch_exceptions=False)
 
 
-def test_sub_commands_do_not_train():
+def test_subcommands_print_help_without_training():
     assert run(train.app, ["segmentation", "--help"]).exit_code == 0
     assert run(evaluate.app, ["segmentation", "--help"]).exit_code == 0
 
 
-def test_a_stopped_run_says_how_to_go_on(capsys):
+def test_a_stopped_run_says_how_to_resume(capsys):
     with pytest.raises(KeyboardInterrupt), training_bar():
         raise KeyboardInterrupt
     assert "--resume continues" in capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_many_broken_images_are_not_all_listed(capsys):
     assert "25.png" not in errors
 
 
-def test_start_from_weights(trained):
+def test_a_network_starts_from_weights(trained):
     _, folder, _ = trained
     model = classification.build(recipe(), 2, folder / "run" / "last.keras")
     saved = keras.models.load_model(folder / "run" / "last.keras", compile=False)
@@ -311,7 +311,7 @@ def test_segmentation_into_a_file_as_before_and_its_evaluation(shapes_folder, tm
         ("x/model.ckpt-100", "x/model", "x/model.ckpt-100"),
     ],
 )
-def test_the_output_of_segmentation(output, folder, model):
+def test_segmentation_writes_into_a_folder_or_a_file(output, folder, model):
     assert train.folder_and_model(Path(output)) == (Path(folder), Path(model))
 
 

@@ -175,13 +175,13 @@ def test_class_weights_and_smoothing_are_in_the_loss():
 
 
 @pytest.mark.parametrize("key", ["dark", 2, -1, 0.5])
-def test_class_weights_of_what_is_no_label_are_refused(tmp_path, key):
+def test_class_weights_of_other_keys_than_labels_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match=rf"class_weights has the key {key!r}: expected labels, from 0 \(dark\) to 1"):
         train(examples(16, 0), examples(8, 1), recipe(), tmp_path, class_weights={0: 1.0, key: 9})
     assert not list(tmp_path.iterdir())
 
 
-def test_class_weights_of_numpy(tmp_path):
+def test_class_weights_may_be_of_numpy(tmp_path):
     weights = {np.int64(1): np.float32(2)}
     train(examples(8, 0), examples(8, 1), recipe(epochs=1), tmp_path, class_weights=weights)
     assert load_state(tmp_path / "state.npz")[1]["identity"]["class_weights"] == {"1": 2.0}
@@ -201,7 +201,7 @@ def test_a_class_of_broken_photos_only_stops_the_first_epoch(tmp_path):
     assert not (tmp_path / "run" / "state.npz").exists()
 
 
-def test_balanced_weights():
+def test_balanced_weights_let_each_class_count_the_same():
     images = np.zeros((4, 2, 2, 1), np.uint8)
     weights = balanced_weights(Examples(images, np.array([0, 0, 0, 1], np.int32), ("a", "b")))
     assert weights == {0: pytest.approx(4 / 6), 1: 2.0}

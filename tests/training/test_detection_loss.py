@@ -78,7 +78,7 @@ def test_an_object_no_anchor_overlaps_takes_the_first_anchor():
         np.testing.assert_array_equal(match_anchors(np.float32([[box]]), [1], anchors), [[0, -1]])
 
 
-def test_mining_keeps_three_negatives_a_positive_and_one_of_the_same():
+def test_mining_keeps_three_negatives_per_positive_and_one_of_equal_boxes():
     boxes = np.zeros((1, 12, 4), np.float32)
     boxes[0, :, 0] = np.arange(12)
     boxes[0, :, 2] = np.arange(12) + 1

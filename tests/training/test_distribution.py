@@ -7,7 +7,7 @@ import pytest
 from mnv2_keras.training.distribution import cluster, expand_nodes
 
 
-def test_who_takes_part():
+def test_the_cluster_is_read_from_tf_config_or_slurm():
     assert cluster({}) is None
     config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     assert cluster({"TF_CONFIG": json.dumps(config)}) == config

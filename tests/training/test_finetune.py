@@ -83,7 +83,7 @@ def test_the_probe_is_as_good_as_logistic_regression(striped):
     assert right.mean() == probe.history[-1]["val_accuracy"]
 
 
-def test_the_probe_wants_the_datas_classes(striped):
+def test_the_probe_refuses_another_number_of_classes(striped):
     with pytest.raises(ValueError, match="The model has 5 classes, the data 2"):
         linear_probe(make(5), *striped.split(0.3))
 
@@ -95,7 +95,7 @@ def test_a_model_that_takes_pixels_is_refused(striped):
             call()
 
 
-def test_broken_photos_have_no_weight_and_are_looked_at_again(tmp_path):
+def test_broken_photos_have_no_weight_and_are_read_again(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"no picture")

@@ -102,7 +102,7 @@ def test_a_run_is_made_of_rounds(run):
     assert run.rows[1]["loss"] == pytest.approx(np.mean(losses[ROUND : 2 * ROUND]), rel=1e-6)
 
 
-def test_a_folder_holds_the_whole_run(run):
+def test_a_folder_holds_all_files_of_a_run(run):
     names = {path.name for path in run.folder.iterdir()} - {"last.keras", "best.keras", "labels.txt"}
     assert names == {"state.npz", "history.csv", "curves.png", "tensorboard", "recipe.json"}
     arrays, about = load_state(run.folder / "state.npz")

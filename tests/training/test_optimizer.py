@@ -60,7 +60,7 @@ def test_the_optimiser_compiles_and_comes_back_from_its_config():
     assert model.evaluate(x, y, verbose=0) < before
 
 
-def test_averages_refuse_a_decay_that_is_none():
+def test_averages_refuse_a_decay_of_one():
     with pytest.raises(ValueError, match="0 to below 1"):
         MovingAverages([], decay=1.0)
 

@@ -9,7 +9,7 @@ from training_tasks import recipe
 from mnv2_keras.training.recipes import RECIPES, recipe_named
 
 
-def test_recipes():
+def test_recipes_have_the_published_rates_and_refuse_wrong_values():
     paper = recipe_named("paper")
     assert paper.rate(0, 100) == 0.045
     assert paper.rate(99, 100) == 0.045

@@ -31,7 +31,7 @@ TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, s
 # The recipe
 
 
-def test_loss_and_weight_decay_are_the_genuine_ones(testdata):
+def test_loss_and_weight_decay_equal_the_published_programs(testdata):
     golden = np.load(testdata / "golden" / "segmentation" / "deeplab_extra_golden.npz")
     labels = np.random.Generator(np.random.PCG64(3)).integers(0, 21, (1, 513, 513, 1))
     labels[np.random.Generator(np.random.PCG64(4)).uniform(size=labels.shape) < 0.1] = 255
@@ -76,7 +76,7 @@ def test_schedule_and_batch_norms():
     "change",
     [{"steps": 0}, {"batch": 0}, {"crop": (33,)}, {"learning_rate": 0}, {"scales": ()}, {"scales": (0,)}, {"flip": 2}],
 )
-def test_bad_recipes(change):
+def test_a_wrong_value_in_a_recipe_is_named(change):
     with pytest.raises(ValueError, match=f"^{next(iter(change))} is"):
         dataclasses.replace(TINY, **change)
 
@@ -97,7 +97,7 @@ def test_all_steps_are_trained(shapes_folder):
     assert [row["loss"] for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]])
 
 
-def test_a_step_is_the_genuine_programs():
+def test_a_step_equals_the_published_programs():
     """Loss with weight decay, for a model built without any; momentum; twice the gradient for biases."""
     model = small_segmenter(weight_decay=0.0, dropout_rate=0.0)
     before = {variable.path: variable.numpy() for variable in model.trainable_variables}
@@ -163,7 +163,7 @@ def test_training_learns_and_refuses_what_does_not_fit(shapes_folder):
         train_segmenter(model, dataclasses.replace(pairs, classes=5), TINY)
 
 
-def test_the_folder_under_its_old_name(tmp_path, shapes_folder):
+def test_the_folder_is_accepted_under_its_old_name(tmp_path, shapes_folder):
     """`state=` was a file; the run's folder stands beside it, and a state of that release is refused."""
     model, shapes = small_segmenter(), DrawnShapes(3, 33)
     with pytest.warns(DeprecationWarning, match="the argument state of train_segmenter is called folder"):
