@@ -99,7 +99,7 @@ def finetune(
         first: the first block that is trained after the head; None trains the head only.
         recipe, probe: of the two stages; the network in them is replaced by the weights' own.
         precision: of the .tflite: "float32", "float16", "dynamic", "int8" or "int16x8" (these two calibrated on training photos).
-        data_name: the name of the data in the report.
+        data_name: the name of the data in the report, in place of their own.
         options: `resume` and `progress` of the second stage, as in `train`; `features`, the progress of the first stage, as in
             `pooled_features`.
 
@@ -127,7 +127,7 @@ def finetune(
         network = {"input_shape": shape, "classes": len(names), "from": str(weights), "first": first}
         settings = {"model": model, "resume": options.resume, "progress": options.progress}
         model = train(training, held_out, recipe.changed(network=network), folder / "blocks", **settings).model
-    evaluation = evaluate(model, replace(held_out, name=data_name), labels=names)
+    evaluation = evaluate(model, replace(held_out, name=data_name or held_out.name), labels=names)
     save_model(model, folder / "model.keras")
     write_text(folder / "labels.txt", "\n".join(names) + "\n")
     photos = _photos(training, shape) if precision in ("int8", "int16x8") else None
