@@ -63,7 +63,7 @@ def train(
             f"--weights mobilenet_v2_1.0_224{' --probe' if recipe == 'linear_probe' else ''} -o {output}."
         )
     with working("importing TensorFlow, reading the data"):
-        strategy = start()
+        strategy = start(deterministic=True)
         from mnv2_keras.data.classification import read_splits
         from mnv2_keras.training import classification
         from mnv2_keras.training.recipes import recipe_named
@@ -118,7 +118,7 @@ def detection(
     Example: mnv2 train detection --shapes --weights imagenet -o shapes/
     """
     with working("building"):
-        strategy = start()
+        strategy = start(deterministic=True)
         from mnv2_keras.atomic import write_text
         from mnv2_keras.checks import one_of
         from mnv2_keras.data.detection import detection_batches
@@ -183,7 +183,7 @@ def segmentation(
     classes = 4 if data.shapes else classes
     pairs = data.read(split, classes, side=crop or 65)
     with working("building"):
-        strategy = start()
+        strategy = start(deterministic=True)
         from mnv2_keras.evaluation.segmentation import evaluate_segmenter
         from mnv2_keras.inference.segmenter import Segmenter
         from mnv2_keras.training.segmentation import SHAPES, SegmentationRecipe, build, train_segmenter

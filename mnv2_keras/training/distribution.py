@@ -76,17 +76,18 @@ def expand_nodes(text: str) -> list[str]:
     return hosts
 
 
-def start():
+def start(deterministic: bool = False):
     """The strategy of this process, of several workers, several GPUs or neither. Call it before TensorFlow does anything else.
 
-    From then on a resumed run ends with the same bits on GPUs too.
+    With `deterministic` a resumed run ends with the same bits on GPUs too; some random numbers are other ones then.
     """
     config = cluster(os.environ)
     if config:
         os.environ["TF_CONFIG"] = json.dumps(config)
     import tensorflow as tf
 
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     if config:
         return tf.distribute.MultiWorkerMirroredStrategy()
     if len(tf.config.list_physical_devices("GPU")) > 1:
