@@ -10,15 +10,16 @@ _PACKAGE = "mnv2_keras"
 
 
 def registered(*old_names: str):
-    """A class decorator: register a layer for Keras files, also under the names that files of earlier releases hold.
+    """A class decorator: register a layer for Keras files, and a subclass for each name that files of earlier releases hold.
 
-    Args:
-        old_names: earlier names of the class.
+    A file names the group of a layer's weights after its class, so the old name has to be that of a class.
     """
+    register = keras.saving.register_keras_serializable(_PACKAGE)
 
     def decorate(cls):
-        keras.saving.get_custom_objects().update({f"{_PACKAGE}>{name}": cls for name in old_names})
-        return keras.saving.register_keras_serializable(_PACKAGE)(cls)
+        for name in old_names:
+            register(type(name, (cls,), {"__module__": cls.__module__}))
+        return register(cls)
 
     return decorate
 

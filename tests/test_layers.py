@@ -1,11 +1,14 @@
 """The custom layers: files that hold them load in a fresh process, and under the names of earlier releases."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -31,6 +34,10 @@ def test_a_saved_segmenter_gives_its_backbone_in_a_fresh_process(segmenter, tmp_
     assert done.returncode == 0, done.stderr
 
 
+def to_snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
 def rename_in_file(path, renamed: dict[str, str]) -> None:
     """Write other class names into a `.keras` file, as an earlier release would have written them."""
     with zipfile.ZipFile(path) as file:
@@ -40,6 +47,12 @@ def rename_in_file(path, renamed: dict[str, str]) -> None:
         assert f'"mnv2_keras>{new}"' in config
         config = config.replace(f'"{new}"', f'"{old}"').replace(f'"mnv2_keras>{new}"', f'"mnv2_keras>{old}"')
     assert json.loads(config)
+    with h5py.File(weights := io.BytesIO(members["model.weights.h5"]), "r+") as file:
+        for group in list(file["layers"]):  # weights lie in groups named after the classes
+            for new, old in renamed.items():
+                if group.startswith(to_snake_case(new)):
+                    file["layers"].move(group, group.replace(to_snake_case(new), to_snake_case(old)))
+    members["model.weights.h5"] = weights.getvalue()
     with zipfile.ZipFile(path, "w") as file:
         for name, data in (members | {"config.json": config}).items():
             file.writestr(name, data)
