@@ -70,11 +70,16 @@ class FrozenGraph:
         """The float constants by node name; in an unfolded graph these are the variables."""
         import tensorflow as tf
 
-        return {
-            node.name: tf.make_ndarray(node.attr["value"].tensor)
-            for node in self.definition.node
-            if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum
-        }
+        arrays = {}
+        for node in self.definition.node:
+            if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum:
+                try:
+                    arrays[node.name] = tf.make_ndarray(node.attr["value"].tensor)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(
+                        f"{self.path.name}: the constant {node.name!r} cannot be read ({error})."
+                    ) from error
+        return arrays
 
     def run(self, feed: dict[str, np.ndarray], nodes: dict[str, str]) -> dict[str, np.ndarray]:
         """Values of nodes: `{key: node}` to `{key: array}`. Errors are those of `graph_job.run_graph`."""

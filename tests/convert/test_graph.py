@@ -1,5 +1,8 @@
 """Frozen graphs: only networks run, in a process of their own, within bounds."""
 
+import contextlib
+import random
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -155,3 +158,22 @@ def test_memory_of_a_run_is_bounded(build, save):
     # The next graph runs in a new process where the last one ended it.
     graph = FrozenGraph(save(lambda x: named(x * 2)))
     np.testing.assert_array_equal(graph.run({"input": np.ones(1, "f4")}, {"y": "output"})["y"], [2])
+
+
+def test_any_mutated_graph_is_read_or_refused(save):
+    path = save(
+        lambda x: named(tf.nn.relu6(tf.matmul(x[None], tf.constant(np.ones((3, 4), "f4"), name="weights")) + 1))
+    )
+    content, draw = path.read_bytes(), random.Random(0)
+    read = 0
+    for _ in range(300):
+        mutated = bytearray(content)
+        for _ in range(draw.choice([1, 1, 2, 8])):
+            mutated[draw.randrange(len(mutated))] = draw.randrange(256)
+        path.write_bytes(mutated[: draw.choice([len(mutated)] * 9 + [draw.randrange(len(mutated))])])
+        with contextlib.suppress(ValueError):
+            graph = FrozenGraph(path)
+            assert graph.constants() is not None
+            assert graph.input_shape
+            read += 1
+    assert read > 20
