@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mnv2_keras.checks import user_path
+
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
@@ -25,7 +27,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Raises:
         OSError: no room, no permission; what was there before is kept.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Write a file atomically. Errors are those of `replacing`."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     with replacing(path) as file, _naming(path):
         file.write(content)
     return path

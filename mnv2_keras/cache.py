@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mnv2_keras.atomic import write_text
+from mnv2_keras.checks import user_path
 
 
 class CacheError(OSError):
@@ -20,7 +21,10 @@ def cache_folder() -> Path:
         CacheError: none of the variables is set and the user has no home folder.
     """
     if home := os.environ.get("MNV2_HOME"):
-        return Path(home).expanduser().absolute()
+        try:
+            return user_path(home).absolute()
+        except FileNotFoundError as error:
+            raise CacheError(f"MNV2_HOME is {home!r}: {error}") from error
     if Path(xdg := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():  # the XDG standard ignores relative ones
         return Path(xdg) / "mnv2_keras"
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnv2_keras.checks import whole_number
+from mnv2_keras.checks import user_path, whole_number
 
 
 class Prediction(NamedTuple):
@@ -83,7 +83,7 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
         FileNotFoundError: no such file.
         ValueError: it is not UTF-8.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         return tuple(path.read_text("utf-8-sig").rstrip().splitlines())
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def labels_beside(weights, classes: int) -> tuple[str, ...] | None:
     path = Path(weights) if isinstance(weights, str | os.PathLike) else None
     if path is None or path.suffix not in (".keras", ".tflite"):
         return None
-    file = path.expanduser().with_name("labels.txt")
+    file = user_path(path).with_name("labels.txt")
     labels = read_labels(file) if file.is_file() else ()
     return labels if len(labels) == classes else None
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_keras.atomic import replacing
+from mnv2_keras.checks import user_path
 from mnv2_keras.images import ImageError
 from mnv2_keras.preprocessing import normalize_image
 
@@ -110,4 +111,4 @@ def save_picture(image: Image.Image, path: str | os.PathLike) -> Path:
     """Write a PNG atomically."""
     with replacing(path) as file:
         image.save(file, "PNG")
-    return Path(path).expanduser()
+    return user_path(path)

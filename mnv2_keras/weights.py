@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 
 from mnv2_keras.architecture.detector import ANCHOR_SHAPES
+from mnv2_keras.checks import user_path
 from mnv2_keras.convert.names import DETECTOR, depth, is_network_variable, variables
 from mnv2_keras.convert.source import Source
 from mnv2_keras.convert.sources import KERAS_FILES, open_source
@@ -39,7 +40,7 @@ def find_weights(weights) -> Path:
         raise ValueError(
             '"imagenet" goes with build_mobilenetv2(weights="imagenet"): here, name one of list_checkpoints().'
         )
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     if path.exists() or Path(f"{path}.index").exists():
         return path
     names = {record.name for record in list_checkpoints()}
@@ -198,7 +199,7 @@ def save_model(model: keras.Model, path: str | os.PathLike) -> Path:
         ValueError: another suffix.
         OSError: the file cannot be written; nothing was changed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if check_name(path):
         return save_checkpoint(model, path)
     try:

@@ -347,3 +347,9 @@ def test_needs_neither_tensorflow_nor_keras():
         "assert not {'tensorflow', 'keras', 'numpy', 'rich', 'requests'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fetch.__file__).parents[1])
+
+
+def test_a_cache_folder_of_an_unknown_user(monkeypatch):
+    monkeypatch.setenv("MNV2_HOME", "~nobody.such/cache")
+    with pytest.raises(CacheError, match=r"MNV2_HOME is '~nobody\.such/cache'.*there is no user"):
+        cache_folder()

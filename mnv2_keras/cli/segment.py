@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.cli.console import opening_weights, out, print_json
 from mnv2_keras.cli.options import Json, numbers
 from mnv2_keras.cli.photos import Photos, Weights, exit_with_skipped, write_results
@@ -42,7 +43,7 @@ def segment(
     from mnv2_keras.images import find_images
     from mnv2_keras.masks import save_mask, save_picture
 
-    folder = output.expanduser().resolve()
+    folder = user_path(output).resolve()
     if any(photo.is_dir() and photo.resolve() == folder for photo in photos):
         raise ValueError(
             f"-o {output} is also a folder of photos, and masks would count as photos: choose another one."

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.cli.console import err, out, print_skipped, print_warnings, progress_bar, working
 from mnv2_keras.cli.data_options import BoxData, Data, MaskData, Split
 from mnv2_keras.cli.options import grouped_options
@@ -245,7 +246,7 @@ def folder_and_model(output: Path) -> tuple[Path, Path]:
 
     `-o` used to be the model's file. `-o voc.keras` still writes it there, and everything else to `voc/`.
     """
-    output = output.expanduser()
+    output = user_path(output)
     match = re.fullmatch(r"(.*?)(\.weights\.h5|\.h5|\.keras|\.tflite|\.ckpt.*)", output.name)
     if not match:
         return output, output / "segmenter.keras"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_keras.checks import real_number
+from mnv2_keras.checks import real_number, user_path
 from mnv2_keras.data.reading import Readable
 from mnv2_keras.data.tfds import import_tfds, open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
@@ -301,7 +301,7 @@ def _read(data, on_error: str) -> dict[str, Examples]:
     """The parts of a data set by name; one part named "" if it has none."""
     if isinstance(data, Examples):
         return {"": data}
-    path = None if hasattr(data, "as_dataset") else Path(data).expanduser()
+    path = None if hasattr(data, "as_dataset") else user_path(data)
     if path is None:
         parts = _from_builder(data)
     elif path.is_dir():

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mnv2_keras.checks import one_of
+from mnv2_keras.checks import one_of, user_path
 from mnv2_keras.images import ImageError
 
 
@@ -40,7 +40,7 @@ class Readable:
 
 def check_folder(path, content: str) -> Path:
     """The folder, which must exist."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no folder of {content} {path}: check the path.")
     return path
@@ -48,7 +48,7 @@ def check_folder(path, content: str) -> Path:
 
 def read_json(path, content: str):
     """What a JSON file holds; a FileNotFoundError or ValueError says what is wrong with it."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {content} file {path}: check the path.")
     try:

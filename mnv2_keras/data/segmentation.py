@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.data.reading import Readable
 from mnv2_keras.data.tfds import open_tfds
 from mnv2_keras.images import ImageError, find_images, read_image
@@ -178,7 +179,7 @@ def photos_and_masks(
 
 def _by_name(folder: str | os.PathLike) -> dict[str, Path]:
     """The images of a folder by their paths within it, without suffixes."""
-    folder, paths = Path(folder).expanduser(), {}
+    folder, paths = user_path(folder), {}
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix() if path != folder else path.stem
         if name in paths:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.data.tfds import import_tfds
 from mnv2_keras.images import ImageError, find_images, grey_photo
 from mnv2_keras.preprocessing import preprocess_image, resize_bilinear_v1
@@ -123,7 +124,7 @@ def _items(source) -> tuple[Iterable, str, int | None]:
 
 def _files(path: str | os.PathLike) -> list[Path]:
     """All files of a folder, so that those that are not images are reported."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         return find_images(path)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))

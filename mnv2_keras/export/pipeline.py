@@ -4,12 +4,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from mnv2_keras.atomic import write_bytes
+from mnv2_keras.checks import user_path
 from mnv2_keras.export.calibration import ENOUGH, Photos, Progress, evenly_spaced, load_photos, seeded_images
 from mnv2_keras.export.check import compare_layers, file_logits, keras_logits, rankings, signal_to_noise
 from mnv2_keras.export.conversion import check_operators, convert_precisions
@@ -49,7 +49,7 @@ def write_network(
 ) -> tuple[ExportReport, TfliteFile]:
     """(report, file) of a network that is written as a .tflite file. Arguments and errors are those of `export_litert`."""
     start = time.perf_counter()
-    path, quantization = Path(path).expanduser(), quantization or Quantization()
+    path, quantization = user_path(path), quantization or Quantization()
     on_step = progress or (lambda *_: None)
     model, ranges, kernels = _plain(network.model, precision, quantization)
     quantization.check(precision)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from mnv2_keras import __version__
 from mnv2_keras.atomic import replacing, write_bytes
-from mnv2_keras.checks import whole_number
+from mnv2_keras.checks import user_path, whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import IMAGE_SUFFIXES, ImageError, find_images
 from mnv2_keras.inference.classifier import Classification, Classifier
@@ -95,7 +95,7 @@ def predict_on_cluster(
         ValueError: Ray is not installed, an argument is out of its range, or the parts are those of another run.
         OSError: the cluster failed, or a file cannot be written; finished parts stay.
     """
-    output = Path(output).expanduser()
+    output = user_path(output)
     if output.suffix != ".parquet":
         raise ValueError(f"{output}: a cluster writes Parquet; choose a name that ends in .parquet.")
     for name, value in {"top": top, "workers": workers, "part": part}.items():

@@ -20,7 +20,7 @@ from mnv2_keras import __version__
 from mnv2_keras.atomic import write_bytes
 from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
-from mnv2_keras.checks import one_of
+from mnv2_keras.checks import one_of, user_path
 from mnv2_keras.subprocess_job import follow_parent, run_subprocess_job
 from mnv2_keras.tflite.trial import check_runs
 
@@ -97,7 +97,7 @@ def _record(name: str):
 
 def path_of(weights: str | os.PathLike) -> Path:
     """The path of weights; "digits" is the file that is installed with the package. A registered name is not a file."""
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     return bundled_file("digits_int8.tflite") if str(weights) == "digits" and not path.exists() else path
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.quant_params import QuantParams
 from mnv2_keras.tflite.metadata import BUFFER, Metadata, append_files, metadata_of
 
@@ -277,7 +278,7 @@ def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
     if isinstance(source, bytes | bytearray):
         name, content = f"a model of {len(source)} bytes", bytes(source)
     else:
-        path = Path(source).expanduser()
+        path = user_path(source)
         if not path.is_file():
             raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
         if path.stat().st_size > MAX_BYTES:

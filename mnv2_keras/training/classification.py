@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.data.augmentation import AUGMENTATIONS, evaluated
 from mnv2_keras.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from mnv2_keras.data.classification import check_labels, check_readable
@@ -127,7 +128,7 @@ def train(
             class weights is not a label.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    class_names, folder = training.class_names, Path(folder).expanduser()
+    class_names, folder = training.class_names, user_path(folder)
     class_weights = {label: float(weight) for label, weight in (class_weights or {}).items()}
     if wrong := [label for label in class_weights if label not in range(len(class_names))]:
         raise ValueError(

@@ -5,14 +5,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from mnv2_keras.atomic import write_text
-from mnv2_keras.checks import one_of
+from mnv2_keras.checks import one_of, user_path
 from mnv2_keras.conversion import open_model
 from mnv2_keras.data.augmentation import evaluated
 from mnv2_keras.data.batches import evaluation_batches
@@ -106,7 +105,7 @@ def finetune(
     Raises:
         FileNotFoundError, ValueError: data or weights that cannot be used; the message says why.
     """
-    folder, options = Path(folder).expanduser(), _Options(**options)
+    folder, options = user_path(folder), _Options(**options)
     one_of("precision", precision, PRECISIONS)
     if first:
         check_folder(folder / "blocks", options.resume)

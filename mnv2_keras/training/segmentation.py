@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from mnv2_keras.checks import real_number
+from mnv2_keras.checks import real_number, user_path
 from mnv2_keras.data.segmentation import segmentation_batches
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.masks import IGNORED
@@ -132,7 +132,7 @@ def _folder_of(state: str | os.PathLike | None) -> Path | None:
     """The folder for the state file that `train_segmenter` took before."""
     if state is None:
         return None
-    path = Path(state).expanduser()
+    path = user_path(state)
     if path.name == "state.npz":
         return path.parent
     if path.exists():

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnv2_keras.atomic import write_bytes, write_text
+from mnv2_keras.checks import user_path
 from mnv2_keras.figures import can_draw, draw_training
 
 
@@ -69,7 +70,7 @@ class RunFolder:
     """
 
     def __init__(self, path, identity: dict, resume: bool = False, texts: Mapping[str, str] | None = None):
-        self.path = None if path is None else Path(path).expanduser()
+        self.path = None if path is None else user_path(path)
         self.identity, self.resume, self.texts = json.loads(json.dumps(identity)), resume, texts or {}
         if self.path:
             check_folder(self.path, resume)

@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.convert.source import Source
 from mnv2_keras.convert.tensor_bundle import TABLE_MAGIC
 
@@ -20,7 +21,7 @@ def open_source(path: str | os.PathLike) -> contextlib.AbstractContextManager[So
         FileNotFoundError: there is no such file.
         ValueError: it is damaged or unsafe, or holds no weights under TF-Slim's names; the message says what to do.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     head, tail = _ends(path)
     from mnv2_keras.convert.sources import frozen_graph, google_tflite, keras_file, tf_slim
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_keras.checks import user_path
 from mnv2_keras.convert.archives import FETCH_AGAIN, SUFFIXES, extract, first_line
 from mnv2_keras.convert.source import Source, sha256_of
 from mnv2_keras.convert.sources import google_tflite
@@ -109,7 +110,7 @@ def write_checkpoint(arrays: dict[str, np.ndarray], prefix: str | os.PathLike) -
     """Write variables as a V2 checkpoint, `PREFIX.index` and `PREFIX.data-00000-of-00001`, both or neither; returns the prefix."""
     import tensorflow as tf
 
-    prefix = Path(prefix).expanduser()
+    prefix = user_path(prefix)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{prefix.name}-", dir=prefix.parent) as folder:
         draft = Path(folder) / prefix.name
