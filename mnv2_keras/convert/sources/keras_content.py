@@ -5,6 +5,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 #: Bytes of a file's configuration, and of its weights. The largest network of this package has 60 kB and 25 MB.
@@ -120,6 +121,11 @@ def _exact_bytes(config) -> int:
     """Bytes of the variables that a configuration asks for; none of them is created."""
     import keras
 
-    with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    return sum(4 * math.prod(variable.shape) for variable in model.variables)
+    def shapes() -> list[tuple[int, ...]]:
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        return [variable.shape for variable in model.variables]
+
+    # Keras lists variables without values for each thread, and creates them at the end of that thread's next scope.
+    with ThreadPoolExecutor(1) as thread:
+        return sum(4 * math.prod(shape) for shape in thread.submit(shapes).result())

@@ -52,6 +52,16 @@ def test_a_layer_of_gigabytes_is_refused_before_it_is_built(model, tmp_path):
         open_model(path)
 
 
+def test_variables_of_a_refused_file_are_not_created_later(model, tmp_path):
+    """Keras creates what an earlier scope left without values, at the end of the next scope."""
+    old, new = b'"units": 10', b'"units": 4000000000000'
+    path = rewritten(model, tmp_path / "bomb.keras", lambda name, content: content.replace(old, new))
+    with pytest.raises(ValueError, match="its layers ask for"):
+        open_model(path)
+    with keras.StatelessScope():
+        pass
+
+
 def test_a_layer_of_gigabytes_in_an_h5_file_is_refused(model, tmp_path):
     model.save(tmp_path / "bomb.h5")
     with h5py.File(tmp_path / "bomb.h5", "r+") as file:
