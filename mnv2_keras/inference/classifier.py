@@ -10,7 +10,7 @@ import numpy as np
 from mnv2_keras.checks import whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import grey_photo
-from mnv2_keras.inference.predictor import OpenedWeights, Predictor, single_images
+from mnv2_keras.inference.predictor import OpenedWeights, Predictor, as_array, single_images
 from mnv2_keras.labels import Prediction
 from mnv2_keras.preprocessing import preprocess_image
 
@@ -147,12 +147,20 @@ class Classifier(Predictor):
         return Classification(image, [], error)
 
     def _prepare(self, image) -> np.ndarray:
+        image = as_array(image)
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             shape = (*self.size, self._channels)
             if image.shape != shape:
                 raise ValueError(
                     f"a float image has shape {image.shape}: floats count as preprocessed and must have shape {shape}, values in "
                     "[-1, 1]; give a photo as uint8."
+                )
+            low, high = (self._scaled(np.full(self._channels, end, np.float32)) for end in (-1, 1))
+            slack = 0.01 * (high - low)
+            if (image < low - slack).any() or (image > high + slack).any():
+                raise ValueError(
+                    f"a float image holds values from {image.min():g} to {image.max():g}, this network takes {low.min():g} to "
+                    f"{high.max():g}: give a photo as uint8, or preprocess it (preprocess_image)."
                 )
             return image.astype(np.float32, copy=False)
         photo = image if self._channels == 3 else grey_photo(image)

@@ -9,14 +9,13 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mnv2_keras.checks import one_of, whole_number
 from mnv2_keras.deprecation import renamed_arguments
 from mnv2_keras.images import ImageSource, find_images, read_image
 from mnv2_keras.inference.engines import ENGINES, Engine, KerasEngine, LitertEngine, OpenvinoEngine
 from mnv2_keras.inference.model_cache import litert_content, model_content, path_of
-from mnv2_keras.labels import labels_beside, published_labels, read_labels
+from mnv2_keras.labels import class_labels, labels_beside, published_labels
 
 ON_ERROR = ("skip", "raise")
 
@@ -196,15 +195,11 @@ class Predictor:
                     "export it again, or give labels."
                 )
             labels = opened.labels or (labels_beside(weights, self.classes) if self.classes else None)
-        elif isinstance(labels, str | os.PathLike):
-            labels = read_labels(labels)
         if labels is None:
             numbers = range(self._FIRST_CLASS, self._FIRST_CLASS + self.classes)
             # A segmenter that gives labels alone does not tell their number: Google's are of Pascal VOC.
             labels = published_labels(self._TASK, self.classes or 21) or [f"class {number}" for number in numbers]
-        elif self.classes and len(labels) != self.classes:
-            raise ValueError(f"{len(labels)} labels were given for {self.classes} classes: give one for each.")
-        return tuple(labels)
+        return class_labels(labels, self.classes)
 
     def __enter__(self):
         return self
@@ -245,7 +240,7 @@ class Predictor:
         one_of("on_error", on_error, ON_ERROR)
         self._check_open()
         # Iterated over, these would give letters, bytes or rows.
-        if isinstance(images, ImageSource | np.ndarray | list | tuple):
+        if isinstance(images, ImageSource | list | tuple) or hasattr(images, "__array__"):
             images = single_images(images)
         return self._results(images, compute, on_error)
 
@@ -320,7 +315,7 @@ class PhotoPredictor(Predictor):
 
     def _photo(self, image) -> np.ndarray:
         """An image as uint8 (H, W, 3)."""
-        photo = read_image(image) if isinstance(image, ImageSource) else np.asarray(image)
+        photo = read_image(image) if isinstance(image, ImageSource) else as_array(image)
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
             raise ValueError(f"a photo is uint8 of shape (H, W, 3), not {photo.dtype} {photo.shape}.")
         return photo
@@ -331,14 +326,40 @@ def source_of(image) -> Path | None:
     return Path(image) if isinstance(image, str | os.PathLike) else None
 
 
+def as_array(image):
+    """An image as a NumPy array where it is an array of any library (TensorFlow, PyTorch, JAX); anything else unchanged.
+
+    Raises:
+        ValueError: its channels come first.
+    """
+    if isinstance(image, ImageSource) or not hasattr(image, "__array__"):
+        return image
+    image = np.asarray(image)
+    if image.ndim >= 3 and image.shape[-3] in (1, 3) and image.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"the image has shape {image.shape}, channels first: expected (H, W, C), as image.transpose(1, 2, 0) gives it."
+        )
+    return image
+
+
 def single_images(images) -> list:
-    """A list of single images: batches are split, folders replaced by the images below them."""
-    if isinstance(images, bytes | Image.Image):
-        return [images]
+    """A list of single images: batches are split, folders replaced by the images below them.
+
+    Raises:
+        ValueError: it is nothing of this.
+        FileNotFoundError: a path that does not exist.
+    """
     if isinstance(images, str | os.PathLike):
         return find_images(images)
-    if isinstance(images, np.ndarray):
+    if isinstance(images, ImageSource):
+        return [images]
+    if hasattr(images, "__array__"):
+        images = as_array(images)
         return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise ValueError(
+            f"images is a {type(images).__name__}: expected a path, an array, a PIL image, bytes, or several of these."
+        )
 
     def is_folder(image) -> bool:
         return isinstance(image, str | os.PathLike) and Path(image).is_dir()
