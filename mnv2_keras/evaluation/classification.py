@@ -22,7 +22,7 @@ from mnv2_keras.deprecation import warn_renamed
 from mnv2_keras.evaluation.driver import accumulate
 from mnv2_keras.figures import check_figure, draw_confusion
 from mnv2_keras.images import ImageError
-from mnv2_keras.labels import imagenet_labels
+from mnv2_keras.labels import class_labels, imagenet_labels
 
 #: Bins of confidence in the calibration error.
 BINS = 15
@@ -360,10 +360,7 @@ def evaluate(
     runner = open_engine(weights, engine)
     if labels is None:
         labels = runner.labels or _default_labels(runner.classes, examples.class_names)
-    if len(labels) != runner.classes:
-        raise ValueError(
-            f"{len(labels)} labels were given for a network of {runner.classes} outputs: give one per output."
-        )
+    labels = class_labels(labels, runner.classes)
     outputs = output_of_label(examples.class_names, labels)
     about = {
         "weights": runner.name,

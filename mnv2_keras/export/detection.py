@@ -15,6 +15,7 @@ from mnv2_keras.export.metadata import add_labels, image_input, model_metadata
 from mnv2_keras.export.options import Quantization, check_options, old_quantization_keywords
 from mnv2_keras.export.pipeline import Network, write_network
 from mnv2_keras.export.report import ExportReport
+from mnv2_keras.labels import class_labels
 from mnv2_keras.networks.endpoints import takes_pixels
 from mnv2_keras.tasks import DETECTION
 from mnv2_keras.tflite import Metadata, TfliteFile
@@ -90,10 +91,8 @@ def export_detector(
         )
     encodings, logits = (model.output[name] for name in ("box_encodings", "class_predictions_with_background"))
     classes = logits.shape[-1] - 1
-    if labels is not None and len(labels) != classes:
-        raise ValueError(
-            f"{len(labels)} labels were given for {classes} classes: give one for each, without the background."
-        )
+    if labels is not None:
+        labels = class_labels(labels, classes)  # without the background
     settings = {
         "max_detections": whole_number("max_total", max_total),
         "max_classes_per_detection": 1,

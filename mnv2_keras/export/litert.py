@@ -8,7 +8,7 @@ from mnv2_keras.export.metadata import classifier_metadata, image_input
 from mnv2_keras.export.options import Quantization, old_quantization_keywords
 from mnv2_keras.export.pipeline import Network, is_quantization_aware, write_network
 from mnv2_keras.export.report import ExportReport
-from mnv2_keras.labels import imagenet_labels
+from mnv2_keras.labels import class_labels, imagenet_labels
 from mnv2_keras.networks.endpoints import takes_pixels
 from mnv2_keras.tflite import Metadata
 
@@ -66,8 +66,11 @@ def _metadata(model, labels: Sequence[str] | None) -> Metadata:
     is_classifier = isinstance(shape, tuple) and len(shape) == 2
     if labels is None and is_classifier and shape[-1] in (1000, 1001):
         labels = imagenet_labels(shape[-1])
-    if labels is not None and (not is_classifier or len(labels) != shape[-1]):
-        raise ValueError(f"{len(labels)} labels for outputs of shape {shape}: give one for each class.")
+    if labels is not None and not is_classifier:
+        raise ValueError(
+            f"labels go with a classifier, whose output has the shape (B, classes), not {shape}: leave labels out."
+        )
+    labels = labels if labels is None else class_labels(labels, shape[-1])
     mean, std = (0.0, 1.0) if takes_pixels(model) else (127.5, 127.5)
     image = image_input(mean, std, model.input_shape[-1])
     name = model.name.removesuffix("-int8") if is_quantization_aware(model) else model.name

@@ -18,7 +18,7 @@ from mnv2_keras.export.pipeline import Network, write_network
 from mnv2_keras.export.report import ExportReport
 from mnv2_keras.export.runner import GraphRunner
 from mnv2_keras.images import read_image
-from mnv2_keras.labels import voc_labels
+from mnv2_keras.labels import class_labels, published_labels
 from mnv2_keras.layers import ArgMax
 from mnv2_keras.masks import fit_photo, pad_photo
 from mnv2_keras.networks.endpoints import check_input
@@ -96,9 +96,9 @@ def export_segmenter(
     check_input(model)
     size = tuple(a or b for a, b in zip(model.input_shape[1:3], resolution or PUBLISHED_SIZE, strict=True))
     classes = model.output_shape[3]
-    labels = labels or (voc_labels() if classes == len(voc_labels()) else [f"class {i}" for i in range(classes)])
-    if len(labels) != classes:
-        raise ValueError(f"{len(labels)} labels for {classes} classes: give one for each.")
+    if labels is None:
+        labels = published_labels("segmentation", classes) or [f"class {i}" for i in range(classes)]
+    labels = class_labels(labels, classes)
     quantization, compared, skipped = quantization or Quantization(), Photos([], ""), {}
     if quantization.calibration is not None:
         compared = _photos(quantization.calibration, size, skipped, progress)

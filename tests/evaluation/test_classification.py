@@ -355,7 +355,7 @@ def test_bad_engines_and_labels(model, examples, tmp_path):
         open_engine(model, "onnx")
     with pytest.raises(FileNotFoundError, match="no .tflite file"):
         open_engine(tmp_path / "none.tflite")
-    with pytest.raises(ValueError, match="one per output"):
+    with pytest.raises(ValueError, match="1 labels were given for"):
         evaluate(model, examples, labels=["a"])
     few = Examples(examples.images[:2], np.array([0, 1], np.int32), ("a", "b"))
     with pytest.raises(ValueError, match="7 outputs, the data 2 classes"):

@@ -95,7 +95,7 @@ def test_a_model_of_any_size_asks_for_one(tmp_path):
         ({"precision": "int4"}, "precision is 'int4'"),
         ({"precision": "int8"}, "needs photos to calibrate on"),
         ({"quantization": Quantization(input_type="uint8")}, "goes with precision='int8'"),
-        ({"labels": ["one"]}, "1 labels for outputs"),
+        ({"labels": ["one"]}, "1 labels were given for"),
         ({"quantization": Quantization(ranges=[])}, "ranges go with"),
         ({"resolution": 32}, "is built for 64 x 64"),
         ({"batch": 4}, "compare=False"),

@@ -82,7 +82,7 @@ def test_many_photos_are_subsampled_evenly(small, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"output": "masks"}, "output is 'masks'"),
-        ({"labels": ["a"]}, "1 labels for 21 classes"),
+        ({"labels": ["a"]}, "1 labels were given for 21 classes"),
         ({"precision": "int8"}, "needs photos to calibrate on"),
         ({"precision": "int4"}, "precision is 'int4'"),
         ({"batch": 4}, "batch goes with export_litert"),

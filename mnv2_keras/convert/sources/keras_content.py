@@ -3,28 +3,25 @@
 import io
 import json
 import math
+import os
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from mnv2_keras.subprocess_job import follow_parent, limit_memory, run_subprocess_job
 
 #: Bytes of a file's configuration, and of its weights. The largest network of this package has 60 kB and 25 MB.
 MAX_CONFIG, MAX_WEIGHTS = 16 * 2**20, 2 * 2**30
 #: Bytes of variables that a configuration may always ask for.
 _ALWAYS = 2**30
 #: Arguments of layers that set a number of channels.
-_WIDTHS = {
-    "units",
-    "filters",
-    "depth_multiplier",
-    "input_dim",
-    "output_dim",
-    "num_heads",
-    "key_dim",
-    "value_dim",
-    "max_tokens",
-}
+_WIDTHS = {"units", "filters", "depth_multiplier", "input_dim", "output_dim"}
+_WIDTHS |= {"num_heads", "key_dim", "value_dim", "max_tokens"}
 
+#: Exit code of the subprocess.
+_TOO_LARGE = 3
 #: Integers that are not sizes.
 _NUMBERS = ("seed", "shared_object_id")
 
@@ -52,13 +49,17 @@ def check_content(path: Path) -> None:
         with h5py.File(path) as file:
             held = _check_datasets(file, path.stat().st_size)
             config = json.loads(file.attrs.get("model_config", "null"))
-    if config is None or _largest_bytes(config) <= _ALWAYS:
-        return
-    asked = _exact_bytes(config) if path.suffix == ".keras" else _largest_bytes(config) / 64
-    if asked > max(_ALWAYS, 4 * held):
-        raise ValueError(
-            f"its layers ask for {asked / 2**30:.1f} GiB of variables, its weights have {held / 2**20:.1f} MiB"
-        )
+    if config is not None and _largest_bytes(config) > _ALWAYS:
+        _check_memory(path, max(_ALWAYS, 4 * held))
+
+
+def _check_memory(path: Path, limit: int) -> None:
+    """Load the file in a subprocess that may grow by `limit` bytes; what Keras refuses there it will refuse here too."""
+    with tempfile.TemporaryDirectory(prefix="mnv2-keras-") as folder:
+        Path(folder, "job.json").write_text(json.dumps([str(path.resolve()), limit]))
+        done = run_subprocess_job("mnv2_keras.convert.sources.keras_content", Path(folder))
+    if done.returncode == _TOO_LARGE or done.returncode < 0:
+        raise ValueError(f"its layers ask for more than {limit / 2**30:.1f} GiB, which its weights do not have")
 
 
 def _check_datasets(file, size: int) -> int:
@@ -117,15 +118,25 @@ def _integers(config) -> Iterator[int]:
             yield from _integers(part)
 
 
-def _exact_bytes(config) -> int:
-    """Bytes of the variables that a configuration asks for; none of them is created."""
+def _load(folder: Path) -> int:
+    """In the subprocess: load the file, and return the exit code."""
     import keras
+    import tensorflow as tf
 
-    def shapes() -> list[tuple[int, ...]]:
-        with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        return [variable.shape for variable in model.variables]
+    import mnv2_keras.layers  # noqa: F401 (registers the layers that a file may hold)
 
-    # Keras lists variables without values for each thread, and creates them at the end of that thread's next scope.
-    with ThreadPoolExecutor(1) as thread:
-        return sum(4 * math.prod(shape) for shape in thread.submit(shapes).result())
+    path, limit = json.loads(Path(folder, "job.json").read_text())
+    tf.zeros(1).numpy()  # TensorFlow's own memory does not count
+    limit_memory(limit)
+    try:
+        keras.models.load_model(path, compile=False, safe_mode=True)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        return _TOO_LARGE
+    except Exception:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    _code = _load(follow_parent(sys.argv[1:]))
+    os._exit(_code)

@@ -37,17 +37,19 @@ def test_networks_of_this_package_pass(suffix, tmp_path):
     check_content(tmp_path / "network.weights.h5")
 
 
-def test_a_network_that_flattens_its_maps_passes(tmp_path):
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_network_that_flattens_its_maps_passes(suffix, tmp_path):
+    """Its size cannot be told from the configuration: a subprocess loads it first."""
     image = keras.Input((16, 16, 3))
-    keras.Model(image, keras.layers.Dense(50)(keras.layers.Flatten()(image))).save(tmp_path / "flat.keras")
-    open_model(tmp_path / "flat.keras")
+    keras.Model(image, keras.layers.Dense(50)(keras.layers.Flatten()(image))).save(tmp_path / f"flat{suffix}")
+    open_model(tmp_path / f"flat{suffix}")
 
 
 def test_a_layer_of_gigabytes_is_refused_before_it_is_built(model, tmp_path):
     old, new = b'"units": 10', b'"units": 4000000000'
     path = rewritten(model, tmp_path / "bomb.keras", lambda name, content: content.replace(old, new))
     with pytest.raises(
-        ValueError, match=r"bomb\.keras.*its layers ask for [\d.]+ GiB of variables, its weights have 0\.0 MiB"
+        ValueError, match=r"bomb\.keras.*its layers ask for more than 1\.0 GiB, which its weights do not have"
     ):
         open_model(path)
 
