@@ -2,7 +2,4 @@
 
 from setuptools import find_packages, setup
 
-setup(
-    packages=[*find_packages(include=["mnv2_keras*"]), "mnv2_keras.pretrained"],
-    package_dir={"mnv2_keras.pretrained": "weights"},
-)
+setup(packages=[*find_packages(include=["mnv2_keras*"]), "mnv2_keras.pretrained"], package_dir={"mnv2_keras.pretrained": "weights"})

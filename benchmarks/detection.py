@@ -105,11 +105,7 @@ def main() -> None:
     if arguments.output:
         import tensorflow as tf
 
-        about = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "tensorflow": tf.__version__,
-        }
+        about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "tensorflow": tf.__version__}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with arguments.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, [*rows[0], *about])

@@ -93,12 +93,8 @@ def main() -> None:
 
     ours_model, reference_model = build_mobilenetv2(), build_reference()
     rows = [
-        interleaved(
-            "tf.function forward, batch 1", forward(ours_model, 1), forward(reference_model, 1), arguments.rounds * 4
-        ),
-        interleaved(
-            "tf.function forward, batch 32", forward(ours_model, 32), forward(reference_model, 32), arguments.rounds
-        ),
+        interleaved("tf.function forward, batch 1", forward(ours_model, 1), forward(reference_model, 1), arguments.rounds * 4),
+        interleaved("tf.function forward, batch 32", forward(ours_model, 32), forward(reference_model, 32), arguments.rounds),
         interleaved("build", build_mobilenetv2, build_reference, arguments.rounds, before=clean_session),
     ]
     alone = {

@@ -56,9 +56,7 @@ def archive(prefix: Path, path: Path) -> None:
 
 def inputs(examples, indices) -> np.ndarray:
     """Some examples as the network takes them, (N, 28, 28, 1)."""
-    batches = evaluation_batches(
-        examples, 500, lambda image: evaluated(image, DIGITS.size), channels=1, indices=indices
-    )
+    batches = evaluation_batches(examples, 500, lambda image: evaluated(image, DIGITS.size), channels=1, indices=indices)
     return np.concatenate([images.numpy() for images, _, _ in batches])
 
 
@@ -98,9 +96,7 @@ def main() -> None:
             samples.append((f"digit_{digit}_{number + 1}.png", int(index)))
             Image.fromarray(held_out.images[index, ..., 0]).save(options.output / samples[-1][0], optimize=True)
     # What LiteRT says, for the demonstration to hold the converted Keras model against.
-    probabilities = open_engine(model, "litert")(
-        np.concatenate([inputs(held_out, range(i, i + 1)) for _, i in samples])
-    )
+    probabilities = open_engine(model, "litert")(np.concatenate([inputs(held_out, range(i, i + 1)) for _, i in samples]))
 
     receipt = {
         "accuracy": full.top1,
@@ -123,10 +119,7 @@ def main() -> None:
         "calibration_error": full.calibration_error,
         "fingerprint": full.about["fingerprint"],
         "versions": full.about["versions"],
-        "samples": {
-            name: [round(float(value), 7) for value in row]
-            for (name, _), row in zip(samples, probabilities, strict=True)
-        },
+        "samples": {name: [round(float(value), 7) for value in row] for (name, _), row in zip(samples, probabilities, strict=True)},
     }
     (options.output / "digits.json").write_text(json.dumps(receipt, indent=1) + "\n")
     print(f"float {full.top1:.4f}, int8 {int8.top1:.4f} of {full.images} held-out digits; {receipt['bytes']}")

@@ -22,12 +22,7 @@ def main() -> None:
     receipt = json.loads(arguments.receipt.read_text())
     endpoints = receipt["endpoints"]
     figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
-    axes.bar(
-        range(len(endpoints)),
-        [max(endpoint["range_relative"], 1e-9) for endpoint in endpoints],
-        color="#3b6ea8",
-        width=0.8,
-    )
+    axes.bar(range(len(endpoints)), [max(endpoint["range_relative"], 1e-9) for endpoint in endpoints], color="#3b6ea8", width=0.8)
     axes.axhline(receipt["tolerance"], color="#b03a2e", label=f"`mnv2 verify` fails above {receipt['tolerance']:g}")
     axes.axhline(TF_SLIM_NOISE, color="#7f8c8d", linestyle="--", label="TF-Slim with and without oneDNN")
     axes.set_yscale("log")

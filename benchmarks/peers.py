@@ -246,9 +246,7 @@ def torch_network(torch):
 
         def __init__(self, inputs, outputs, kernel, stride=1, groups=1, active=True):
             super().__init__()
-            self.convolution = nn.Conv2d(
-                inputs, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups
-            )
+            self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
             self.extra, self.active = (0, 1, 0, 1) if stride == 2 else None, active
 
         def forward(self, x):
@@ -260,9 +258,7 @@ def torch_network(torch):
             super().__init__()
             hidden = inputs * t
             expand = [Same(inputs, hidden, 1)] if t > 1 else []
-            self.steps = nn.Sequential(
-                *expand, Same(hidden, hidden, 3, stride, hidden), Same(hidden, outputs, 1, active=False)
-            )
+            self.steps = nn.Sequential(*expand, Same(hidden, hidden, 3, stride, hidden), Same(hidden, outputs, 1, active=False))
             self.residual = stride == 1 and inputs == outputs
 
         def forward(self, x):
@@ -273,9 +269,7 @@ def torch_network(torch):
         for i in range(n):
             blocks.append(Block(inputs, c, t, s if i == 0 else 1))
             inputs = c
-    return nn.Sequential(
-        *blocks, Same(320, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1001), nn.Softmax(-1)
-    )
+    return nn.Sequential(*blocks, Same(320, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1001), nn.Softmax(-1))
 
 
 def folded_layers(path: str) -> list[tuple[np.ndarray, np.ndarray, bool]]:

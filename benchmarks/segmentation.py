@@ -84,9 +84,7 @@ def main() -> None:
         writer = csv.writer(file)
         packages = " ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "ai-edge-litert"))
         load = os.getloadavg()[0]
-        writer.writerow(
-            [f"# {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, {options.rounds} rounds, {packages}"]
-        )
+        writer.writerow([f"# {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, {options.rounds} rounds, {packages}"])
         writer.writerow(["variant", "median_ms", "least_ms", "most_ms", "ratio_to_keras"])
         writer.writerows([name, *(f"{value:.3f}" for value in values)] for name, *values in rows)
     print(f"written: {RESULTS}")

@@ -121,9 +121,7 @@ class Sides:
 
     def their_epoch(self, cached: bool):
         """An epoch from files to trained weights with flips, as in the guides of Keras; with `cache()` as in TensorFlow's."""
-        data = keras.utils.image_dataset_from_directory(
-            self.photos, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
-        )
+        data = keras.utils.image_dataset_from_directory(self.photos, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False)
         data = data.cache() if cached else data
         data = data.prefetch(tf.data.AUTOTUNE)
         inputs = keras.Input((SIDE, SIDE, 3))
@@ -176,9 +174,9 @@ def probe(photos: Path, test_photos: Path, classes: int, archive, epochs: int, r
         our_seconds = time.perf_counter() - start
     start = time.perf_counter()
     data, other = (
-        keras.utils.image_dataset_from_directory(
-            folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False
-        ).prefetch(tf.data.AUTOTUNE)
+        keras.utils.image_dataset_from_directory(folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False).prefetch(
+            tf.data.AUTOTUNE
+        )
         for folder in (photos, test_photos)
     )
     base.trainable = False

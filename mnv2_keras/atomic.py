@@ -15,9 +15,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or error}): what was there before is kept."
-        ) from error
+        raise OSError(f"{path} cannot be written ({error.strerror or error}): what was there before is kept.") from error
 
 
 @contextmanager

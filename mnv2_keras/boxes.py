@@ -36,9 +36,7 @@ def ssd_anchors(input_shape) -> np.ndarray:
     """
     sides = tuple(input_shape) if isinstance(input_shape, tuple | list) else ()
     if len(sides) not in (2, 3) or not all(isinstance(side, int | np.integer) and side > 0 for side in sides[:2]):
-        raise ValueError(
-            f"input_shape is {input_shape!r}: expected (height, width) or (height, width, channels) in pixels."
-        )
+        raise ValueError(f"input_shape is {input_shape!r}: expected (height, width) or (height, width, channels) in pixels.")
     height, width = (int(side) for side in sides[:2])
     anchors = []
     for i, shapes in enumerate(ANCHOR_SHAPES):

@@ -23,9 +23,7 @@ def bundled_file(name: str) -> Path:
     path = folder / name
     if not path.is_file():
         names = sorted(file.name for file in folder.glob("*") if file.is_file()) if folder.is_dir() else []
-        raise FileNotFoundError(
-            f"{name} is not installed with this package, which has {', '.join(names) or 'no such files'}."
-        )
+        raise FileNotFoundError(f"{name} is not installed with this package, which has {', '.join(names) or 'no such files'}.")
     return path
 
 

@@ -72,9 +72,7 @@ def one_of(name: str, value: object, choices: Collection, note: str = "") -> obj
     return value
 
 
-def image_shape(
-    name: str, value: object, example: Sequence[int], minimum: int = 1
-) -> tuple[int | None, int | None, int]:
+def image_shape(name: str, value: object, example: Sequence[int], minimum: int = 1) -> tuple[int | None, int | None, int]:
     """(height, width, channels); height and width may be None.
 
     Args:
@@ -106,6 +104,4 @@ def user_path(path: str | os.PathLike) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise FileNotFoundError(
-            f"{path} does not exist: there is no user with this name, or no home folder."
-        ) from error
+        raise FileNotFoundError(f"{path} does not exist: there is no user with this name, or no home folder.") from error

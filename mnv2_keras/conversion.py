@@ -35,9 +35,7 @@ def convert(source: Source, ema: bool, classes: int | None, options: Mapping) ->
     return model, fill_from_source(model, source, ema)
 
 
-def convert_checkpoint(
-    path: str | os.PathLike, ema: bool = True, classes: int | None = None, **builder_options
-) -> keras.Model:
+def convert_checkpoint(path: str | os.PathLike, ema: bool = True, classes: int | None = None, **builder_options) -> keras.Model:
     """Build the network a checkpoint holds, and fill it.
 
     Alpha, classes, channels and widths come from the shapes; the resolution from the file's name or the graph next to it.
@@ -73,9 +71,7 @@ def open_model(
     path = find_weights(weights)
     if path.suffix in KERAS_FILES:
         if classes is not None or size is not None:
-            raise ValueError(
-                f"{path} is a Keras model with its own classes and input size: they cannot be chosen here."
-            )
+            raise ValueError(f"{path} is a Keras model with its own classes and input size: they cannot be chosen here.")
         from mnv2_keras.convert.sources.keras_file import load_keras_file
 
         return load_keras_file(path), None
@@ -94,12 +90,7 @@ def verify_model(model: keras.Model, path: str | os.PathLike, *, images=None, to
 
 
 def verify_checkpoint(
-    path: str | os.PathLike,
-    *,
-    images=None,
-    goldens: str | os.PathLike | None = None,
-    tolerance: float = 3e-4,
-    ema: bool = True,
+    path: str | os.PathLike, *, images=None, goldens: str | os.PathLike | None = None, tolerance: float = 3e-4, ema: bool = True
 ) -> Receipt:
     """Convert a checkpoint and compare the model with the genuine program's own outputs, endpoint by endpoint.
 
@@ -124,9 +115,7 @@ def verify_checkpoint(
             compare_with_graph(receipt, convert(source, ema, None, {})[0], graph, images)
             return receipt
         if images is not None:
-            raise ValueError(
-                "images and goldens exclude each other: a golden holds the outputs for its own images only."
-            )
+            raise ValueError("images and goldens exclude each other: a golden holds the outputs for its own images only.")
         receipt = _new_receipt(source, Path(goldens), tolerance)
         matching = find_goldens(Path(goldens), network_shapes(source.shapes))
         for golden in matching:

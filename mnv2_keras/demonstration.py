@@ -93,9 +93,7 @@ def _digits() -> Iterator[Fact]:
     images = np.stack([preprocess_image(photo, 28)[..., :1] for photo in photos])
     scores = np.asarray(model(images, training=False))
     off = np.abs(scores - np.array(list(about["samples"].values()))).max()
-    yield Fact(
-        off < 1e-4, f"verified against LiteRT's answers from when it was trained: at most {off:.1e} apart (1e-4 passes)"
-    )
+    yield Fact(off < 1e-4, f"verified against LiteRT's answers from when it was trained: at most {off:.1e} apart (1e-4 passes)")
     right = int((scores.argmax(1) == labels).sum())
     yield Fact(right >= len(labels) - 1, f"classified {len(labels)} handwritten digits it never saw: {right} right")
     with tempfile.TemporaryDirectory(prefix="mnv2-demo-") as folder:
@@ -111,9 +109,7 @@ def _digits() -> Iterator[Fact]:
     )
     keras_ms = _milliseconds(lambda: np.asarray(model(images[:1], training=False)))
     int8_ms = _milliseconds(lambda: engine.run(images[0]))
-    yield Fact(
-        int8_ms < keras_ms, f"a digit takes {int8_ms:.2f} ms in LiteRT, {keras_ms:.1f} ms in Keras (medians of 20)"
-    )
+    yield Fact(int8_ms < keras_ms, f"a digit takes {int8_ms:.2f} ms in LiteRT, {keras_ms:.1f} ms in Keras (medians of 20)")
 
 
 def _milliseconds(run) -> float:

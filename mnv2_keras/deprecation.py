@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
     """Say that `old` is called `new` now."""
-    warnings.warn(
-        f"{old} is called {new} now; the old name goes away in the next release.", DeprecationWarning, stacklevel
-    )
+    warnings.warn(f"{old} is called {new} now; the old name goes away in the next release.", DeprecationWarning, stacklevel)
 
 
 def renamed_arguments(**renamed: str | tuple[str, Callable]):

@@ -63,9 +63,7 @@ def _preprocess_tensor(image, size):
     tf = sys.modules["tensorflow"]
     height, width = (size, size) if isinstance(size, Integral) else size
     batch = normalize_image(image if image.shape.rank == 4 else image[None])
-    resized = tf.raw_ops.ResizeBilinear(
-        images=batch, size=[height, width], align_corners=False, half_pixel_centers=False
-    )
+    resized = tf.raw_ops.ResizeBilinear(images=batch, size=[height, width], align_corners=False, half_pixel_centers=False)
     return resized if image.shape.rank == 4 else resized[0]
 
 

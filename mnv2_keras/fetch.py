@@ -154,15 +154,12 @@ def _mirrors(record: CheckpointRecord) -> list[str]:
     for mirror in mirrors:
         if not re.match(r"https?://.|file:///.", mirror):
             raise ValueError(
-                f"MNV2_MIRROR has {mirror!r}: give the URL of a folder, https://... or file:///... (separate several by "
-                "commas)."
+                f"MNV2_MIRROR has {mirror!r}: give the URL of a folder, https://... or file:///... (separate several by commas)."
             )
     return [f"{mirror}/{record.file_name}" for mirror in mirrors]
 
 
-def _from_first_source(
-    record: CheckpointRecord, part: Path, expected: str | None, offline: bool, report: Report
-) -> str:
+def _from_first_source(record: CheckpointRecord, part: Path, expected: str | None, offline: bool, report: Report) -> str:
     """Fill the part file from the first source that has the archive; returns its checked hash."""
     mirrors, failures = _mirrors(record), []
     for url in dict.fromkeys([*mirrors, record.url]):
@@ -229,13 +226,7 @@ def _progress_bar(label: str, shown: bool) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None, visible=False)
         yield lambda have, size: bar.update(task, completed=have, total=size, visible=True)

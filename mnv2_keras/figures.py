@@ -70,9 +70,7 @@ def draw_training(rows: Sequence[Mapping], path: str | os.PathLike) -> Path:
     return _save(figure, path)
 
 
-def draw_confusion(
-    counts: np.ndarray, names: Sequence[str], title: str, path: str | os.PathLike, *, percent: bool = False
-) -> Path:
+def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str, path: str | os.PathLike, *, percent: bool = False) -> Path:
     """A confusion matrix (rows are the true classes, columns the predicted ones), coloured by the shares of each true class.
 
     Names and counts are written for at most `NAMED_CLASSES` classes; with `percent`, names and shares (from 0.5 % on) always.

@@ -112,8 +112,7 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 
 def _giant(name: str, reason: str) -> ImageError:
     return ImageError(
-        f"{name} is too large to be a photo ({reason}): "
-        "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if it can be trusted."
+        f"{name} is too large to be a photo ({reason}): scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if it can be trusted."
     )
 
 

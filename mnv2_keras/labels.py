@@ -108,9 +108,7 @@ def class_labels(labels, classes: int | None = None) -> tuple[str, ...]:
         origin, names = str(labels), read_labels(labels)
     elif isinstance(labels, Mapping):
         if sorted(labels, key=str) != sorted(range(len(labels)), key=str):
-            raise ValueError(
-                f"labels has the keys {list(labels)[:5]}: expected the indices 0 to {len(labels) - 1}, each once."
-            )
+            raise ValueError(f"labels has the keys {list(labels)[:5]}: expected the indices 0 to {len(labels) - 1}, each once.")
         origin, names = "labels", tuple(labels[i] for i in range(len(labels)))
     elif isinstance(labels, Sequence | np.ndarray) and not isinstance(labels, bytes):
         origin, names = "labels", tuple(labels)
@@ -162,9 +160,7 @@ def decode_predictions(probs, top: int = 5, labels: Sequence[str] | None = None)
     top = whole_number("top", top, 1)
     if labels is None:
         if classes not in (1000, 1001):
-            raise ValueError(
-                f"There are no labels for {classes} classes (ImageNet has 1001 or 1000): give labels=, one per class."
-            )
+            raise ValueError(f"There are no labels for {classes} classes (ImageNet has 1001 or 1000): give labels=, one per class.")
         labels = imagenet_labels(classes)
     if len(labels) != classes:
         raise ValueError(f"{len(labels)} labels were given for {classes} classes: give one label per class.")

@@ -61,9 +61,7 @@ class ResizeLike(layers.Layer):
             # `size` is a constant where the sides are known, which makes the resize of a .tflite file a static one.
             x = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack([height, width]), align_corners=True)
             return tf.cast(x, self.compute_dtype)
-        rows, columns = (
-            _blend(x.shape[1 + i] or ops.shape(x)[1 + i], n, x.dtype) for i, n in enumerate((height, width))
-        )
+        rows, columns = (_blend(x.shape[1 + i] or ops.shape(x)[1 + i], n, x.dtype) for i, n in enumerate((height, width)))
         return ops.einsum("Hh,Ww,bhwc->bHWc", rows, columns, x)
 
     def compute_output_shape(self, input_shape):

@@ -213,9 +213,7 @@ def _preprocess_tensor(image, height: int, width: int, central_fraction: float):
     if central_fraction < 1:
         image = tf.image.central_crop(image, central_fraction)
     image = tf.image.convert_image_dtype(image, tf.float32)
-    image = tf.raw_ops.ResizeBilinear(
-        images=image[None], size=[height, width], align_corners=False, half_pixel_centers=False
-    )
+    image = tf.raw_ops.ResizeBilinear(images=image[None], size=[height, width], align_corners=False, half_pixel_centers=False)
     return (image[0] - 0.5) * 2.0
 
 

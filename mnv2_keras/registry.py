@@ -13,11 +13,7 @@ from numbers import Real
 
 TASKS = ("classification", "detection", "segmentation")
 #: Meaning of the classes, for the data sets whose labels this package holds.
-LABELS = {
-    "imagenet": "ImageNet, 0 is the background",
-    "coco": "COCO label map, 1 to 90",
-    "voc": "PASCAL VOC, 0 is the background",
-}
+LABELS = {"imagenet": "ImageNet, 0 is the background", "coco": "COCO label map, 1 to 90", "voc": "PASCAL VOC, 0 is the background"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,19 +49,14 @@ class CheckpointRecord:
         checks = {
             "name": (re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII), "letters, digits and . _ + -, no folder"),
             "task": (self.task in TASKS, f"one of {', '.join(TASKS)}"),
-            "url": (
-                re.fullmatch(r"(https?://|file:///)\S*[^/\s]", self.url),
-                "http://, https:// or file:/// and a file",
-            ),
+            "url": (re.fullmatch(r"(https?://|file:///)\S*[^/\s]", self.url), "http://, https:// or file:/// and a file"),
             "sha256": (hex_digits, "64 lower-case hex digits or None"),
             "size": (self.size is None or self.size > 0, "a positive number of bytes or None"),
             "alpha": (math.isfinite(self.alpha) and self.alpha > 0, "a positive number"),
         }
         for field, (valid, expected) in checks.items():
             if not valid:
-                raise ValueError(
-                    f"Checkpoint record {self.name!r} has {field}={getattr(self, field)!r}: expected {expected}."
-                )
+                raise ValueError(f"Checkpoint record {self.name!r} has {field}={getattr(self, field)!r}: expected {expected}.")
 
     @property
     def file_name(self) -> str:
@@ -168,9 +159,7 @@ def _records() -> Iterator[CheckpointRecord]:
         name = f"mobilenet_v2_{alpha}_{pixels}"
         figures = {"top_1": top_1, "top_5": top_5, "multiply_adds_m": multiply_adds, "parameters_m": parameters}
         network = {"task": "classification", "url": f"{_CLASSIFIERS}/{name}.tgz", "alpha": alpha, "resolution": pixels}
-        yield CheckpointRecord(
-            name=name, sha256=sha256, size=size, source=_OMZ if size else _SLIM, **network, **figures
-        )
+        yield CheckpointRecord(name=name, sha256=sha256, size=size, source=_OMZ if size else _SLIM, **network, **figures)
     for alpha, pixels, *_ in _FLOAT_CLASSIFIERS:
         name = f"quantized_v2_{pixels}_{round(100 * alpha)}"
         network = {"task": "classification", "url": f"{_CLASSIFIERS}/{name}.tgz", "alpha": alpha, "resolution": pixels}

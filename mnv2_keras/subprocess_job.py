@@ -13,11 +13,7 @@ _LAST_LINES = 6
 
 def job_command(module: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
     """Command and environment that run a module of this package in a subprocess, without GPUs."""
-    environment = os.environ | {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": "tensorflow",
-    }
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     package = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return [sys.executable, "-m", module, *map(str, arguments)], environment

@@ -37,9 +37,7 @@ def find_weights(weights) -> Path:
     if not isinstance(weights, str | os.PathLike) or not str(weights):
         raise ValueError(f"weights is {weights!r}: expected a path, or a name from list_checkpoints().")
     if str(weights) == "imagenet":
-        raise ValueError(
-            '"imagenet" goes with build_mobilenetv2(weights="imagenet"): here, name one of list_checkpoints().'
-        )
+        raise ValueError('"imagenet" goes with build_mobilenetv2(weights="imagenet"): here, name one of list_checkpoints().')
     path = user_path(weights)
     if path.exists() or Path(f"{path}.index").exists():
         return path

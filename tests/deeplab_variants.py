@@ -12,7 +12,4 @@ OPTIONS = {
 }
 
 #: By the goldens' own names.
-ARCHIVES = {
-    "os16": "deeplabv3_mnv2_pascal_train_aug_2018_01_29",
-    "dm05": "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
-}
+ARCHIVES = {"os16": "deeplabv3_mnv2_pascal_train_aug_2018_01_29", "dm05": "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01"}

@@ -153,9 +153,7 @@ def detection_runs(golden: Path) -> dict[str, Run]:
     """The runs of the Object Detection API by tag."""
     folder = golden / "detection"
     return {
-        tag: Run(
-            tag, "detection", folder / f"{network}_variables.json", folder / f"{file}_golden.npz", prefix, input_shape
-        )
+        tag: Run(tag, "detection", folder / f"{network}_variables.json", folder / f"{file}_golden.npz", prefix, input_shape)
         for tag, network, file, prefix, input_shape in _DETECTORS
     }
 

@@ -26,10 +26,7 @@ def test_round_trip_is_exact(network, tmp_path):
     assert reader.get_variable_to_shape_map() == {name: list(value.shape) for name, value in arrays.items()}
     for name, value in arrays.items():
         assert reader.get_tensor(name).tobytes() == value.tobytes()
-    assert sorted(file.name for file in prefix.parent.iterdir()) == [
-        f"{prefix.name}.data-00000-of-00001",
-        f"{prefix.name}.index",
-    ]
+    assert sorted(file.name for file in prefix.parent.iterdir()) == [f"{prefix.name}.data-00000-of-00001", f"{prefix.name}.index"]
     converted = convert_checkpoint(prefix)
     assert same_weights(converted, model)
     assert converted.input_shape == model.input_shape
@@ -98,9 +95,7 @@ def test_background_is_dropped(testdata):
     path = testdata / "checkpoints" / "mobilenet_v2_0.35_96.tgz"
     full, dropped = convert_checkpoint(path), convert_checkpoint(path, classes=1000)
     images = seeded_input((1, 96, 96, 3))
-    logits = [
-        keras.Model(model.input, model.get_layer("Logits").output)(images, training=False) for model in (full, dropped)
-    ]
+    logits = [keras.Model(model.input, model.get_layer("Logits").output)(images, training=False) for model in (full, dropped)]
     np.testing.assert_allclose(logits[1], logits[0][:, 1:], rtol=0, atol=1e-5)
     assert same_weights(build_mobilenetv2(0.35, (96, 96, 3), classes=1000, weights=path), dropped)
     model = build_mobilenetv2(0.35, (96, 96, 3), classes=1000)
@@ -157,9 +152,7 @@ def test_a_table_of_ones_own(tmp_path):
     # Strides are not in the shapes, so the table must be given; its widths are checked against the file's.
     with pytest.raises(ValueError, match="unknown to the model|another shape"):
         convert_checkpoint(prefix, **options | {"table": table[:3]})
-    with pytest.raises(
-        ValueError, match=r"does not hold their strides s: pass table=\[\(1, 16, 1, s\), \(6, 24, 1, s\)"
-    ):
+    with pytest.raises(ValueError, match=r"does not hold their strides s: pass table=\[\(1, 16, 1, s\), \(6, 24, 1, s\)"):
         convert_checkpoint(prefix, input_shape=(28, 28, 1))
     wider = build_mobilenetv2(classes=10, **options | {"table": [*table[:3], Row(6, 72, 4, 2)]})
     with pytest.raises(ValueError, match=r"of another shape than the model:\n .*expanded_conv_6/project"):
@@ -179,9 +172,7 @@ def test_published_alphas_are_recognised():
 def test_resolution_from_the_name_the_graph_or_the_caller(network, tmp_path):
     _, arrays = network
     prefix = write_checkpoint(arrays, tmp_path / "model.ckpt")
-    with pytest.raises(
-        ValueError, match=r"does not hold its resolution.*pass input_shape, such as input_shape=\(224, 224, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"does not hold its resolution.*pass input_shape, such as input_shape=\(224, 224, 3\)"):
         convert_checkpoint(prefix)
     assert convert_checkpoint(prefix, input_shape=(48, 40, 3)).input_shape == (None, 48, 40, 3)
     with tf.Graph().as_default() as graph:

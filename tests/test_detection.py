@@ -34,8 +34,7 @@ def assert_same_detections(result, genuine, boxes=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "window"),
-    [("detections", None), ("clipped_200x260", [[0, 0, 200 / 300, 260 / 300], [0, 0, 1, 1]])],
+    ("prefix", "window"), [("detections", None), ("clipped_200x260", [[0, 0, 200 / 300, 260 / 300], [0, 0, 1, 1]])]
 )
 def test_equals_the_object_detection_api(postprocess, testdata, prefix, window):
     golden = np.load(testdata / "golden" / "detection" / "ssdlite_postprocess_loss_golden.npz")

@@ -72,9 +72,7 @@ def test_our_network_finds_what_the_exported_graph_finds(folder):
         np.testing.assert_allclose(raw, genuine["raw_detection_boxes"], rtol=0, atol=2e-3)
         scores = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[:, ::8]))
         np.testing.assert_allclose(scores, genuine["raw_detection_scores_every8"], rtol=0, atol=2e-3)
-        found = {
-            name: np.asarray(value)[0] for name, value in postprocess_detections(encodings, logits, anchors).items()
-        }
+        found = {name: np.asarray(value)[0] for name, value in postprocess_detections(encodings, logits, anchors).items()}
         assert found["num"] == genuine["num_detections"][0]
         np.testing.assert_allclose(found["scores"], genuine["detection_scores"][0], rtol=0, atol=2e-3)
         # Scores that float32's noise can swap stand in either order: each box is looked for among all of them.

@@ -13,12 +13,7 @@ import typer
 from mnv2_keras.cli.main import command_line
 
 ROOT = Path(__file__).parent.parent
-FILES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "weights" / "README.md",
-]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "weights" / "README.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 
@@ -30,9 +25,7 @@ def blocks(path: Path, *languages: str) -> list[str]:
 def command_lines(path: Path) -> list[list[str]]:
     """The words after `mnv2` in blocks and in inline code."""
     text = path.read_text()
-    lines = [
-        line for block in blocks(path, "", "sh", "bash", "console") for line in block.replace("\\\n", " ").splitlines()
-    ]
+    lines = [line for block in blocks(path, "", "sh", "bash", "console") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`(mnv2 [^`]+)`", BLOCK.sub("", text).replace("\n", " "))
     lines = [part.strip().removeprefix("$ ") for line in lines for part in re.split(r";|&&", line)]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("mnv2 ")]

@@ -195,9 +195,7 @@ def test_a_file_cut_short_without_a_length_is_found_by_its_hash(server):
 def test_a_wrong_hash_installs_nothing_and_spoils_nothing(server):
     register(server)
     server.files["/toy.tgz"] = OTHER
-    with pytest.raises(
-        ValueError, match=r"SHA-256 .*Nothing was installed and nothing in the cache was changed"
-    ) as error:
+    with pytest.raises(ValueError, match=r"SHA-256 .*Nothing was installed and nothing in the cache was changed") as error:
         fetched()
     assert SHA256 in str(error.value)
     assert hashlib.sha256(OTHER).hexdigest() in str(error.value)
@@ -348,9 +346,7 @@ assert not {{"tensorflow", "keras"}} & set(sys.modules)
 """
 
 
-def child(
-    server: ArchiveServer, before: str = "", progress: bool = False, home: Path | None = None
-) -> subprocess.Popen:
+def child(server: ArchiveServer, before: str = "", progress: bool = False, home: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD.format(before=before, progress=progress), f"{server.url}/toy.tgz", SHA256],
         stdout=subprocess.PIPE,
@@ -475,7 +471,6 @@ def test_no_permission_to_read_the_cache(server, folder, closed):
     code, out, err = outcome(child(server, BECOME_NOBODY, home=folder / "cache"))
     assert (code, out) == (1, "")
     assert re.fullmatch(
-        rf"CacheError: The cache folder {folder}/cache cannot hold or give toy\.tgz \(Permission denied\): .*MNV2_HOME.*",
-        err,
+        rf"CacheError: The cache folder {folder}/cache cannot hold or give toy\.tgz \(Permission denied\): .*MNV2_HOME.*", err
     )
     assert server.asked == []

@@ -138,9 +138,7 @@ def test_the_publisher_is_asked_when_no_mirror_has_it(server, monkeypatch):
 def test_a_mirror_that_is_down_passes_on_to_mirrors_only(server, monkeypatch):
     monkeypatch.setenv("MNV2_MIRROR", NOWHERE)
     register(server.url)
-    with pytest.raises(
-        ConnectionError, match=rf"toy could not be fetched: {NOWHERE}/toy\.tgz \(5 attempts, the last: "
-    ):
+    with pytest.raises(ConnectionError, match=rf"toy could not be fetched: {NOWHERE}/toy\.tgz \(5 attempts, the last: "):
         fetched()
     assert server.asked == []
     monkeypatch.setenv("MNV2_MIRROR", f"{NOWHERE},{server.url}")
@@ -306,9 +304,7 @@ def test_first_uses_of_several_records_are_kept(server):
 def test_a_spoilt_record_of_first_uses_is_never_ignored(server, own_cache, text):
     register(server.url, sha256=None)
     ledger().write_text(text)
-    with pytest.raises(
-        ValueError, match=r"checkpoints\.lock\.json is not what was written there.*restore it, or delete"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoints\.lock\.json is not what was written there.*restore it, or delete"):
         fetched()
     assert ledger().read_text() == text
     assert server.asked == []

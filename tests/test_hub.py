@@ -64,9 +64,7 @@ def test_the_network_names_the_photo(testdata, archive, imagenet_model):
 
 def test_a_checkpoint_of_the_users_own_has_no_labels_of_another_data_set(monkeypatch):
     monkeypatch.setattr("mnv2_keras.registry._REGISTERED", {})
-    register_checkpoint(
-        CheckpointRecord(name="mine", task="segmentation", url="file:///mine.tgz", classes=21, labels="my own")
-    )
+    register_checkpoint(CheckpointRecord(name="mine", task="segmentation", url="file:///mine.tgz", classes=21, labels="my own"))
     assert checkpoint_info("mine").labels is None
 
 

@@ -5,15 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mnv2_keras.labels import (
-    Prediction,
-    class_labels,
-    coco_labels,
-    decode_predictions,
-    imagenet_labels,
-    labels_beside,
-    voc_labels,
-)
+from mnv2_keras.labels import Prediction, class_labels, coco_labels, decode_predictions, imagenet_labels, labels_beside, voc_labels
 
 
 def test_imagenet_is_the_published_list(testdata):

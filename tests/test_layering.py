@@ -39,17 +39,7 @@ STANDARD_LIBRARY_ONLY = {"architecture", "registry", "analysis", "checks", "depr
 #: What exists for LiteRT may import it at the top: nothing else imports these at its own top.
 FOR_LITERT = ("export/", "inference/", "tflite/", "convert/sources/")
 #: Imported where they are used: nobody pays for what they do not use.
-WHERE_USED = {
-    "tensorflow_datasets",
-    "ai_edge_litert",
-    "matplotlib",
-    "torch",
-    "ray",
-    "jax",
-    "openvino",
-    "mediapipe",
-    "pycocotools",
-}
+WHERE_USED = {"tensorflow_datasets", "ai_edge_litert", "matplotlib", "torch", "ray", "jax", "openvino", "mediapipe", "pycocotools"}
 
 
 def modules():

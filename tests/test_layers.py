@@ -28,9 +28,7 @@ def segmenter():
 def test_a_saved_segmenter_gives_its_backbone_in_a_fresh_process(segmenter, tmp_path):
     segmenter.save(tmp_path / "segmenter.keras")
     program = PROGRAMS / "base_of_a_segmenter.py"
-    done = subprocess.run(
-        [sys.executable, program, tmp_path / "segmenter.keras"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, program, tmp_path / "segmenter.keras"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnv2_keras import registry
-from mnv2_keras.registry import (
-    CheckpointRecord,
-    get_checkpoint,
-    imagenet_checkpoint,
-    list_checkpoints,
-    register_checkpoint,
-)
+from mnv2_keras.registry import CheckpointRecord, get_checkpoint, imagenet_checkpoint, list_checkpoints, register_checkpoint
 
 ALPHAS_AND_RESOLUTIONS = {(1.4, 224), (1.3, 224)} | {
     (alpha, pixels) for alpha in (1.0, 0.75, 0.5, 0.35) for pixels in (224, 192, 160, 128, 96)
@@ -112,9 +106,7 @@ def test_hashes_by_their_ends(name, start, end, size):
 
 def test_detection_and_segmentation_records():
     lite = get_checkpoint("ssdlite_mobilenet_v2_coco_2018_05_09")
-    assert (
-        lite.url == "http://download.tensorflow.org/models/object_detection/ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz"
-    )
+    assert lite.url == "http://download.tensorflow.org/models/object_detection/ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz"
     assert (lite.resolution, lite.classes, lite.coco_ap) == (300, 90, 22.0)
     half = get_checkpoint("deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01")
     assert half.url == "http://download.tensorflow.org/models/deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01.tar.gz"
@@ -135,9 +127,7 @@ def test_list_by_task_alpha_and_resolution():
     names = [record.name for record in list_checkpoints("classification", alpha=0.7 + 0.05, resolution=96)]
     assert names == ["mobilenet_v2_0.75_96", "quantized_v2_96_75"]
     assert {record.task for record in list_checkpoints(alpha=1)} == set(registry.TASKS)
-    assert [record.name for record in list_checkpoints(resolution=(1025, 2049))] == [
-        "deeplabv3_mnv2_cityscapes_train_2018_02_05"
-    ]
+    assert [record.name for record in list_checkpoints(resolution=(1025, 2049))] == ["deeplabv3_mnv2_cityscapes_train_2018_02_05"]
     assert list_checkpoints(alpha=0.6) == []
     with pytest.raises(ValueError, match="no task 'classify': choose one of classification, detection, segmentation"):
         list_checkpoints("classify")

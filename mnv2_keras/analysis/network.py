@@ -5,15 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mnv2_keras.analysis.cost_model import CostModel, Counted, Layer, Operation, Shape, Tensor, known_shape
-from mnv2_keras.architecture import (
-    Block,
-    Convolution,
-    Plan,
-    classifier_logits,
-    make_detector_plan,
-    make_plan,
-    make_segmenter_plan,
-)
+from mnv2_keras.architecture import Block, Convolution, Plan, classifier_logits, make_detector_plan, make_plan, make_segmenter_plan
 from mnv2_keras.checks import whole_number
 
 

@@ -45,9 +45,7 @@ class Comparison:
     table: int  # number of the table
     row: str  # what the paper calls the row
     published: dict[str, str]  # printed figures, such as {"parameters": "14.8M"}; K, M and B are powers of 1000
-    computed: dict[
-        str, int
-    ]  # exact figures under the same keys where they can be computed, and others for the explanation
+    computed: dict[str, int]  # exact figures under the same keys where they can be computed, and others for the explanation
     explanation: str  # how printed and computed figures are related
 
     @property
@@ -82,14 +80,7 @@ def _text(value: int, noun: str, printed: str) -> str:
 
 
 # Spatial size, widest tensor, its memory in Kb.
-_TABLE_3 = (
-    (112, "16", "400K"),
-    (56, "32", "200K"),
-    (28, "64", "100K"),
-    (14, "160", "62K"),
-    (7, "320", "32K"),
-    (1, "1280", "2K"),
-)
+_TABLE_3 = ((112, "16", "400K"), (56, "32", "200K"), (28, "64", "100K"), (14, "160", "62K"), (7, "320", "32K"), (1, "1280", "2K"))
 _TABLE_3_MAX = "400K"
 
 

@@ -226,9 +226,7 @@ def _rows(table: Iterable) -> tuple[Row, ...]:
     try:
         rows = tuple(Row(*row) for row in table)
     except TypeError:
-        raise ValueError(
-            f"table is {table!r}: expected rows of four whole numbers (t, c, n, s) as in TABLE_2."
-        ) from None
+        raise ValueError(f"table is {table!r}: expected rows of four whole numbers (t, c, n, s) as in TABLE_2.") from None
     if not rows:
         raise ValueError("table has no rows: expected at least one (t, c, n, s) as in TABLE_2.")
     for i, row in enumerate(rows):

@@ -10,18 +10,12 @@ from mnv2_keras.cli.options import Json
 
 
 def bench(
-    weights: Annotated[
-        str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")],
     variants: Annotated[
         list[str] | None,
-        typer.Option(
-            "--variant", help="'ENGINE PRECISION', such as 'litert int8' or 'keras float32'; may be repeated."
-        ),
+        typer.Option("--variant", help="'ENGINE PRECISION', such as 'litert int8' or 'keras float32'; may be repeated."),
     ] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Threads; may be repeated. By default 1 and all cores.")
-    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated. By default 1 and all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each variant.")] = 50,
     cold: Annotated[bool, typer.Option(help="Measure cold starts and memory too.")] = True,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the table here, as CSV.")] = None,
@@ -54,9 +48,7 @@ def bench(
     if as_json:
         print_json([asdict(measurement) for measurement in measurements])
         return
-    table = Table(
-        "engine", "precision", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "cold start s", "memory MB"
-    )
+    table = Table("engine", "precision", "threads", "p50 ms", "p90 ms", "p99 ms", "images/s", "cold start s", "memory MB")
     for row in measurements:
         latencies = [f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
         start = "" if row.cold_start_s is None else f"{row.cold_start_s:.2f}"

@@ -86,9 +86,7 @@ class progress_bar:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def update(
-        self, done: int, total: int | None = None, *, description: str | None = None, detail: str | None = None
-    ) -> None:
+    def update(self, done: int, total: int | None = None, *, description: str | None = None, detail: str | None = None) -> None:
         """Show that `done` of `total` steps are finished; what is None stays as it was."""
         self._progress.update(self._task, completed=done, total=total, description=description)
         if detail is None and self._unit:

@@ -11,24 +11,13 @@ from mnv2_keras.cli.options import Json, image_size
 
 
 def convert(
-    weights: Annotated[
-        str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")],
     output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", help="FILE.keras, FILE.h5, FILE.weights.h5, or FILE.ckpt for a TF-Slim checkpoint."
-        ),
+        Path, typer.Option("-o", "--output", help="FILE.keras, FILE.h5, FILE.weights.h5, or FILE.ckpt for a TF-Slim checkpoint.")
     ],
-    classes: Annotated[
-        int | None, typer.Option(help="1000 drops the background; another number starts a new head.")
-    ] = None,
-    resolution: Annotated[
-        str | None, typer.Option(help="Pixels, or HEIGHTxWIDTH; from the file's name when left out.")
-    ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema/--raw", help="Moving averages where there are any, or the raw variables.")
-    ] = True,
+    classes: Annotated[int | None, typer.Option(help="1000 drops the background; another number starts a new head.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="Pixels, or HEIGHTxWIDTH; from the file's name when left out.")] = None,
+    ema: Annotated[bool, typer.Option("--ema/--raw", help="Moving averages where there are any, or the raw variables.")] = True,
     as_json: Json = False,
 ) -> None:
     """Turn a TF-Slim checkpoint into a Keras model, or a Keras model into a TF-Slim checkpoint.
@@ -42,9 +31,7 @@ def convert(
         model, transfer = open_model(weights, ema=ema, classes=classes, size=image_size(resolution))
         path = save_model(model, output)
     if as_json:
-        print_json(
-            {"output": str(path), "parameters": model.count_params(), "transfer": transfer and transfer.as_dict()}
-        )
+        print_json({"output": str(path), "parameters": model.count_params(), "transfer": transfer and transfer.as_dict()})
         return
     out.print(Text(f"{path}:", "bold"), f"{model.name}, input {model.input_shape}, {model.count_params():,} weights")
     if transfer:

@@ -56,9 +56,7 @@ class BoxData:
             return detection.read_voc(self.annotations, self.images)
         if self.images is None:
             raise ValueError("--annotations FILE needs --images, the folder that the COCO JSON names its images in.")
-        return detection.read_coco(
-            self.annotations, self.images, detection.coco_categories()[1] if classes == 90 else None
-        )
+        return detection.read_coco(self.annotations, self.images, detection.coco_categories()[1] if classes == 90 else None)
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class MaskData:
     ] = None
     listed: Annotated[
         Path | None,
-        typer.Option(
-            "--list", help="Text file with a name in each line, such as VOC's ImageSets/Segmentation/train.txt."
-        ),
+        typer.Option("--list", help="Text file with a name in each line, such as VOC's ImageSets/Segmentation/train.txt."),
     ] = None
     tfds: Annotated[str | None, typer.Option(help="TFDS data set with masks, such as scene_parse150.")] = None
     shapes: Shapes = False

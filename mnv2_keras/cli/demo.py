@@ -17,13 +17,8 @@ def demo() -> None:
     for fact in demonstrate():
         proven &= fact.proven
         out.print(
-            Text("ok  ", "bold green") if fact.proven else Text("NOT ", "bold red"),
-            fact.text,
-            highlight=False,
-            soft_wrap=True,
+            Text("ok  ", "bold green") if fact.proven else Text("NOT ", "bold red"), fact.text, highlight=False, soft_wrap=True
         )
     if not proven:
         raise typer.Exit(1)
-    out.print(
-        Text("Next:", "bold"), "mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False
-    )
+    out.print(Text("Next:", "bold"), "mnv2 list; mnv2 verify ARCHIVE; mnv2 predict PHOTO --weights ARCHIVE", highlight=False)

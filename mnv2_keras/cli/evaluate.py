@@ -15,9 +15,7 @@ from mnv2_keras.cli.segment import PASCAL, Flip, Scales
 
 app = typer.Typer(no_args_is_help=True)
 
-Plot = Annotated[
-    Path | None, typer.Option("--plot", "--picture", help="Draw the confusion matrix into this .png or .svg file.")
-]
+Plot = Annotated[Path | None, typer.Option("--plot", "--picture", help="Draw the confusion matrix into this .png or .svg file.")]
 Weights = Annotated[str, typer.Argument(help="Archive, checkpoint, Keras or .tflite file, or a registered name.")]
 
 
@@ -127,9 +125,7 @@ def detection(
     source: BoxData,
     weights: Weights = COCO,
     split: Split = "validation",
-    results: Annotated[
-        Path | None, typer.Option(help="A COCO results file in place of a detector; with --annotations.")
-    ] = None,
+    results: Annotated[Path | None, typer.Option(help="A COCO results file in place of a detector; with --annotations.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --results: only the first images by id.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -147,9 +143,7 @@ def detection(
         metrics = evaluate_coco(source.annotations, results, limit=limit)
     else:
         if limit is not None:
-            raise ValueError(
-                "--limit goes with --results FILE only: a detector is evaluated on all images of its data."
-            )
+            raise ValueError("--limit goes with --results FILE only: a detector is evaluated on all images of its data.")
         with working("converting"):
             from mnv2_keras.conversion import open_model
             from mnv2_keras.evaluation.detection import evaluate_detector

@@ -11,18 +11,13 @@ from mnv2_keras.cli.options import Json
 
 
 def export(
-    weights: Annotated[
-        str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")
-    ],
+    weights: Annotated[str, typer.Argument(help="Archive, folder, checkpoint, Keras file, or a name from `mnv2 list`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .tflite file to write.")],
     precision: Annotated[str, typer.Option(help="float32, float16, dynamic, int8 or int16x8.")] = "float32",
     calibrate: Annotated[
-        str | None,
-        typer.Option(help="Photos for int8: a folder, a file, or tfds:NAME:SPLIT.", metavar="FOLDER_OR_TFDS"),
+        str | None, typer.Option(help="Photos for int8: a folder, a file, or tfds:NAME:SPLIT.", metavar="FOLDER_OR_TFDS")
     ] = None,
-    photos: Annotated[
-        list[Path] | None, typer.Option(help="Photos or folders to compare on; default: the calibration's.")
-    ] = None,
+    photos: Annotated[list[Path] | None, typer.Option(help="Photos or folders to compare on; default: the calibration's.")] = None,
     input_type: Annotated[str | None, typer.Option(help="Input type of int8 files: uint8, int8 or float32.")] = None,
     output_type: Annotated[str | None, typer.Option(help="Output type of int8 files; default: the input type.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with one label per line; default: ImageNet's.")] = None,
@@ -63,15 +58,11 @@ def export(
         model, _ = open_model(weights, size=(resolution, resolution) if resolution else None)
         write = _exporter(model)
     if asked and write.__name__ == "export_segmenter":
-        raise ValueError(
-            f"{asked} is for classifiers and detectors, a segmenter is compared pixel by pixel: leave it out."
-        )
+        raise ValueError(f"{asked} is for classifiers and detectors, a segmenter is compared pixel by pixel: leave it out.")
     # Options at their default are left out: detectors and segmenters refuse some of them.
     options = {} if metadata else {"metadata": False}
     options |= {} if batch == 1 else {"batch": batch or None, "compare": batch < 2}
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True
-    ) as bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True) as bar:
         task = bar.add_task("", total=None)
         result = write(
             model,

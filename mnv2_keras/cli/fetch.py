@@ -9,8 +9,7 @@ from mnv2_keras.cli.options import Json
 
 
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Names from `mnv2 list`.", metavar="NAME...")],
-    as_json: Json = False,
+    names: Annotated[list[str], typer.Argument(help="Names from `mnv2 list`.", metavar="NAME...")], as_json: Json = False
 ) -> None:
     """Download checkpoints, check their SHA-256, and print where they are.
 

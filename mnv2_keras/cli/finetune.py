@@ -14,9 +14,7 @@ def finetune(
     data: Data,
     weights: Annotated[str, typer.Option(help="Archive, checkpoint, Keras file, or a name from `mnv2 list`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("runs/finetune"),
-    unfreeze: Annotated[
-        str, typer.Option(help="First block to train after the head, as `mnv2 summary` names it.")
-    ] = "layer_15",
+    unfreeze: Annotated[str, typer.Option(help="First block to train after the head, as `mnv2 summary` names it.")] = "layer_15",
     probe: Annotated[bool, typer.Option("--probe", help="Train the head only: seconds, on stored features.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of the blocks; with --probe, of the head.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the blocks; with --probe, of the head.")] = None,

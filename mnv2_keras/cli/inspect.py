@@ -10,10 +10,7 @@ from mnv2_keras.cli.console import err, out, print_json
 from mnv2_keras.cli.options import Json
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A .tflite file.", metavar="MODEL.tflite")],
-    as_json: Json = False,
-) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A .tflite file.", metavar="MODEL.tflite")], as_json: Json = False) -> None:
     """Print a .tflite file's inputs, outputs, operators, memory and metadata. TensorFlow is not needed.
 
     Example: mnv2 inspect model.tflite

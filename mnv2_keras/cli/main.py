@@ -56,9 +56,7 @@ def _print_version(show: bool) -> None:
 
 
 def _options(
-    _: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """The options of `mnv2` without a command."""
 

@@ -53,9 +53,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ValueError(
-            f"--resolution is {text!r}: expected a number of pixels such as 224, or HEIGHTxWIDTH such as 96x160."
-        )
+        raise ValueError(f"--resolution is {text!r}: expected a number of pixels such as 224, or HEIGHTxWIDTH such as 96x160.")
     return int(sides[0]), int(sides[-1])
 
 

@@ -10,9 +10,7 @@ from mnv2_keras.cli.console import print_skipped, with_progress
 from mnv2_keras.cli.options import unique_stems
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos or folders of photos.", metavar="PHOTO...")]
-Weights = Annotated[
-    str, typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")
-]
+Weights = Annotated[str, typer.Option(help="Archive, folder, checkpoint, Keras or .tflite file, or a name from `mnv2 list`.")]
 
 
 def write_results(

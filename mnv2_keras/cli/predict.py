@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mnv2_keras.cli.console import (
-    err,
-    opening_weights,
-    out,
-    print_json,
-    progress_bar,
-    timed_message,
-    with_progress,
-)
+from mnv2_keras.cli.console import err, opening_weights, out, print_json, progress_bar, timed_message, with_progress
 from mnv2_keras.cli.options import Json, grouped_options
 from mnv2_keras.cli.photos import Weights, exit_with_skipped
 
@@ -28,9 +20,7 @@ class NetworkOptions:
 
     engine: Annotated[str, typer.Option(help="litert, openvino or keras.")] = "litert"
     precision: Annotated[str, typer.Option(help="float32, float16 or dynamic.")] = "float32"
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the network's input; by default the weights' own.")
-    ] = None
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the network's input; by default the weights' own.")] = None
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default all cores.")] = None
 
 
@@ -39,26 +29,19 @@ class ClusterOptions:
     """Where the network is run."""
 
     engine_cluster: Annotated[
-        str | None,
-        typer.Option(help="ray: on the machines of a Ray cluster (RAY_ADDRESS), or on workers started here."),
+        str | None, typer.Option(help="ray: on the machines of a Ray cluster (RAY_ADDRESS), or on workers started here.")
     ] = None
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers on the cluster; by default one for each processor.")
-    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers on the cluster; by default one for each processor.")] = None
 
 
 @grouped_options
 def predict(
-    photos: Annotated[
-        list[str], typer.Argument(help="Photos or folders of photos; on a cluster also URIs.", metavar="PHOTO...")
-    ],
+    photos: Annotated[list[str], typer.Argument(help="Photos or folders of photos; on a cluster also URIs.", metavar="PHOTO...")],
     network: NetworkOptions,
     cluster: ClusterOptions,
     weights: Weights = "mobilenet_v2_1.0_224",
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the results here: .jsonl, .csv or .parquet.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results here: .jsonl, .csv or .parquet.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a broken photo; by default it is skipped.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -45,9 +45,7 @@ def segment(
 
     folder = user_path(output).resolve()
     if any(photo.is_dir() and photo.resolve() == folder for photo in photos):
-        raise ValueError(
-            f"-o {output} is also a folder of photos, and masks would count as photos: choose another one."
-        )
+        raise ValueError(f"-o {output} is also a folder of photos, and masks would count as photos: choose another one.")
 
     def is_photo(path: Path) -> bool:
         return not (path.stem.endswith(OUTPUT_STEMS) and path.resolve().parent == folder)

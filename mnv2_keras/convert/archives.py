@@ -56,9 +56,7 @@ def extract(archive: Path, folder: Path) -> None:
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # of the disk, not of the content
             raise
-        raise ValueError(
-            f"{archive} is not a complete .tgz or .tar.gz archive ({first_line(error)}). {FETCH_AGAIN}"
-        ) from error
+        raise ValueError(f"{archive} is not a complete .tgz or .tar.gz archive ({first_line(error)}). {FETCH_AGAIN}") from error
 
 
 def _members(stream: BinaryIO, archive: Path) -> Iterator[tarfile.TarInfo]:
@@ -69,9 +67,7 @@ def _members(stream: BinaryIO, archive: Path) -> Iterator[tarfile.TarInfo]:
         if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
             headers += 1
             if not 0 <= member.size <= _MAX_HEADER_BYTES or headers > _MAX_HEADERS:
-                raise _unsafe(
-                    archive, member, f"has a header of {member.size:,} bytes, or more than {_MAX_HEADERS} headers"
-                )
+                raise _unsafe(archive, member, f"has a header of {member.size:,} bytes, or more than {_MAX_HEADERS} headers")
             content = b"".join(_chunks(stream, member.size))
             if member.type == tarfile.GNUTYPE_LONGNAME:
                 records[b"path"] = content.rstrip(b"\0")
@@ -110,9 +106,7 @@ def _write(member: tarfile.TarInfo, stream: BinaryIO, folder: Path, archive: Pat
             pass
         return
     if (folder / path.name).exists():
-        raise UnsafeArchiveError(
-            f"{archive}: two members are named {path.name!r}: expected one checkpoint in one folder."
-        )
+        raise UnsafeArchiveError(f"{archive}: two members are named {path.name!r}: expected one checkpoint in one folder.")
     with (folder / path.name).open("wb") as sink:
         sink.writelines(_chunks(stream, member.size))
 

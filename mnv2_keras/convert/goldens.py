@@ -116,9 +116,7 @@ class Golden:
             with self.path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name.removeprefix("ep:"): arrays[name] for name in arrays.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{self.path.with_suffix('.npz')} cannot be read as a golden's arrays ({error})."
-            ) from error
+            raise ValueError(f"{self.path.with_suffix('.npz')} cannot be read as a golden's arrays ({error}).") from error
 
     def value_range(self, endpoint: str, array: np.ndarray) -> float:
         """max - min of the complete endpoint (the array may be subsampled)."""

@@ -44,9 +44,7 @@ class FrozenGraph:
                 raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes: expected at most {MAX_GRAPH:,}.")
             self.definition.ParseFromString(path.read_bytes())
         except DecodeError as error:
-            raise ValueError(
-                f"{path.name} is not a frozen TensorFlow graph: expected a serialised GraphDef."
-            ) from error
+            raise ValueError(f"{path.name} is not a frozen TensorFlow graph: expected a serialised GraphDef.") from error
         check_operators(self.definition, path.name)
         self.nodes = {node.name: node for node in self.definition.node}
 
@@ -55,9 +53,7 @@ class FrozenGraph:
         """Name of the graph's one input."""
         names = [node.name for node in self.definition.node if node.op == "Placeholder"]
         if len(names) != 1:
-            raise ValueError(
-                f"{self.path.name} has {len(names)} inputs ({', '.join(names) or 'none'}): expected one image."
-            )
+            raise ValueError(f"{self.path.name} has {len(names)} inputs ({', '.join(names) or 'none'}): expected one image.")
         return names[0]
 
     @property
@@ -76,9 +72,7 @@ class FrozenGraph:
                 try:
                     arrays[node.name] = tf.make_ndarray(node.attr["value"].tensor)
                 except (ValueError, TypeError) as error:
-                    raise ValueError(
-                        f"{self.path.name}: the constant {node.name!r} cannot be read ({error})."
-                    ) from error
+                    raise ValueError(f"{self.path.name}: the constant {node.name!r} cannot be read ({error}).") from error
         return arrays
 
     def run(self, feed: dict[str, np.ndarray], nodes: dict[str, str]) -> dict[str, np.ndarray]:

@@ -26,10 +26,7 @@ _ELEMENT_BYTES = {1: 4, 2: 8, 3: 4, 4: 1, 5: 2, 6: 1, 9: 8, 10: 1, 14: 2, 17: 2,
 #: Other element types, and the operators that may have them: texts are messages of an Assert; resources are TensorArrays, because
 #: no other allowed operator makes a resource.
 _TEXT, _RESOURCE = 7, 20
-_OTHER_TYPES = {
-    _TEXT: {"Assert", "Const"},
-    _RESOURCE: {"Enter", "Exit", "Identity", "Merge", "NextIteration", "Switch"},
-}
+_OTHER_TYPES = {_TEXT: {"Assert", "Const"}, _RESOURCE: {"Enter", "Exit", "Identity", "Merge", "NextIteration", "Switch"}}
 #: Bytes of one constant, and of all constants. The largest genuine network has 25 MB.
 MAX_CONSTANT, MAX_CONSTANTS = 512 * 2**20, 2 * 2**30
 
@@ -71,14 +68,10 @@ def _bytes_of(node, name: str) -> int:
     size = math.prod(sides) * _ELEMENT_BYTES.get(tensor.dtype, 1)
     if tensor.dtype != node.attr["dtype"].type or min(sides, default=0) < 0 or size > MAX_CONSTANT:
         raise _refusal(
-            name,
-            node,
-            f"has the shape {sides}: expected at most {MAX_CONSTANT // 2**20} MiB of its declared element type",
+            name, node, f"has the shape {sides}: expected at most {MAX_CONSTANT // 2**20} MiB of its declared element type"
         )
     return size
 
 
 def _refusal(name: str, node, reason: str) -> ValueError:
-    return ValueError(
-        f"{name}: node {node.name!r}, operator {node.op}, {reason}. Nothing was run; do not use this file."
-    )
+    return ValueError(f"{name}: node {node.name!r}, operator {node.op}, {reason}. Nothing was run; do not use this file.")

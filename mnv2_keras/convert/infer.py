@@ -114,11 +114,7 @@ def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture |
     last = shapes.get(f"{root}/Conv_1/weights")
     logits = shapes.get(f"{root}/Logits/Conv2d_1c_1x1/weights")
     normalization = "group_norm" if f"{root}/Conv/GroupNorm/gamma" in shapes else "batch_norm"
-    fixed = {
-        "split_expansion": _ways(shapes, "expand"),
-        "split_projection": _ways(shapes, "project"),
-        "output_stride": None,
-    }
+    fixed = {"split_expansion": _ways(shapes, "expand"), "split_projection": _ways(shapes, "project"), "output_stride": None}
     count, blocks = len(widths), sum(row.n for row in TABLE_2)
     end = None if last is not None else _end(shapes, root, count)
 
@@ -138,9 +134,7 @@ def infer_architecture(shapes: Shapes, hint: str = "") -> InferredArchitecture |
 
     def architecture(options: dict, strides_known: bool) -> InferredArchitecture:
         classes = logits and logits[3]
-        return InferredArchitecture(
-            options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known
-        )
+        return InferredArchitecture(options, classes, stem[2], end is None, root, stem[3], end, normalization, strides_known)
 
     if count == blocks or (end is not None and count < blocks):
         for min_depth, divisible_by in _ROUNDINGS:

@@ -50,9 +50,7 @@ class Source:
         try:
             return self.read(name)
         except Exception as error:  # TensorFlow raises many kinds: all mean an unreadable file
-            raise ValueError(
-                f"{self.path}: variable {name} cannot be read ({first_line(error)}). {FETCH_AGAIN}"
-            ) from error
+            raise ValueError(f"{self.path}: variable {name} cannot be read ({first_line(error)}). {FETCH_AGAIN}") from error
 
     @property
     def hint(self) -> str:

@@ -41,26 +41,15 @@ def check_index(index: Path) -> None:
         for key, value in entries.items():
             name, entry = key.decode("utf-8", "replace"), BundleEntryProto.FromString(value)
             sides = [side.size for side in entry.shape.dim]
-            if (
-                entry.shape.unknown_rank
-                or min(sides, default=0) < 0
-                or len(sides) > 8
-                or math.prod(sides) > MAX_ELEMENTS
-            ):
+            if entry.shape.unknown_rank or min(sides, default=0) < 0 or len(sides) > 8 or math.prod(sides) > MAX_ELEMENTS:
                 raise ValueError(f"variable {name!r} of shape {sides[:8]}")
             if not 0 <= entry.shard_id < header.num_shards or min(entry.offset, entry.size) < 0:
                 raise ValueError(f"variable {name!r} in data file {entry.shard_id} at {entry.offset}")
             held = sizes[entry.shard_id]
             if held is not None and entry.offset + entry.size > held:
-                raise ValueError(
-                    f"variable {name!r} up to byte {entry.offset + entry.size:,} of a file of {held:,} bytes"
-                )
+                raise ValueError(f"variable {name!r} up to byte {entry.offset + entry.size:,} of a file of {held:,} bytes")
             dtype = dtypes.as_dtype(entry.dtype)
-            if (
-                not entry.slices
-                and dtype not in (dtypes.string, dtypes.variant)
-                and entry.size != math.prod(sides) * dtype.size
-            ):
+            if not entry.slices and dtype not in (dtypes.string, dtypes.variant) and entry.size != math.prod(sides) * dtype.size:
                 raise ValueError(f"variable {name!r} of shape {sides} and {dtype.name} in {entry.size:,} bytes")
     except Exception as error:  # besides ValueError: the errors of protobuf, of dtypes and of an index out of range
         raise ValueError(f"{index.name} states {str(error)[:200] or 'an impossible table'}") from error

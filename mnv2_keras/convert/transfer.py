@@ -76,9 +76,7 @@ def _shape_error(path: Path, model_shapes: Mapping, file_shapes: Mapping, wrong:
                 f"input_shape=(H, W, {file.channels})."
             )
         if model.alpha != file.alpha:
-            remedy = (
-                f"build with alpha={file.alpha}" if file.alpha else "use convert_checkpoint, which reads the widths"
-            )
+            remedy = f"build with alpha={file.alpha}" if file.alpha else "use convert_checkpoint, which reads the widths"
             return f"{path} holds {file.describe()}, the model was built with {model.describe()}: {remedy}."
         if file.alpha is not None and model.options != file.options:
             differing = {k: v for k, v in file.options.items() if model.options.get(k) != v}
@@ -170,9 +168,7 @@ def load_variables(variables: Mapping, source: Source, ema: bool = True, new: Co
         average = f"{name}/{AVERAGE}"
         taken[name] = average if ema and average in source.shapes else name
         if source.shapes[taken[name]] != file_shapes[name]:
-            raise ValueError(
-                f"{path}: {taken[name]} has shape {source.shapes[taken[name]]}, its variable {file_shapes[name]}."
-            )
+            raise ValueError(f"{path}: {taken[name]} has shape {source.shapes[taken[name]]}, its variable {file_shapes[name]}.")
         array = _checked_array(source, taken[name])
         values[name] = array[..., 1:] if name in background else array
     used = set(taken.values())

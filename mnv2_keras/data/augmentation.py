@@ -12,12 +12,7 @@ import tensorflow as tf
 
 from mnv2_keras.preprocessing import preprocess_image
 
-_RESIZES = (
-    tf.raw_ops.ResizeBilinear,
-    tf.raw_ops.ResizeNearestNeighbor,
-    tf.raw_ops.ResizeBicubic,
-    tf.raw_ops.ResizeArea,
-)
+_RESIZES = (tf.raw_ops.ResizeBilinear, tf.raw_ops.ResizeNearestNeighbor, tf.raw_ops.ResizeBicubic, tf.raw_ops.ResizeArea)
 _BRIGHTNESS = partial(tf.image.stateless_random_brightness, max_delta=32 / 255)
 _SATURATION = partial(tf.image.stateless_random_saturation, lower=0.5, upper=1.5)
 _HUE = partial(tf.image.stateless_random_hue, max_delta=0.2)

@@ -143,12 +143,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples | TfdsExamples,
-    batch: int,
-    prepare: Callable,
-    *,
-    channels: int = 3,
-    indices: Sequence[int] | None = None,
+    examples: Examples | TfdsExamples, batch: int, prepare: Callable, *, channels: int = 3, indices: Sequence[int] | None = None
 ) -> tf.data.Dataset:
     """Examples once, in their order, for an evaluation or for features.
 

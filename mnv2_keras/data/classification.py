@@ -88,9 +88,7 @@ class Examples(_Labelled):
     def __post_init__(self):
         super().__post_init__()
         if len(self.images) != len(self.labels):
-            raise ValueError(
-                f"{len(self.images)} images and {len(self.labels)} labels were given: one label per image."
-            )
+            raise ValueError(f"{len(self.images)} images and {len(self.labels)} labels were given: one label per image.")
         if not len(self.images):
             raise ValueError("There are no images: expected at least one.")
         classes = len(self.class_names)
@@ -151,9 +149,7 @@ class Examples(_Labelled):
         for label, name in enumerate(self.class_names):
             members = np.flatnonzero(self.labels == label)
             if len(members) == 1:
-                raise ValueError(
-                    f"Class {name!r} has a single image: at least two are needed, one of them for the evaluation."
-                )
+                raise ValueError(f"Class {name!r} has a single image: at least two are needed, one of them for the evaluation.")
             count = min(max(1, round(len(members) * held_out)), len(members) - 1)
             chosen.append(np.random.default_rng([seed, label]).permutation(members)[: max(count, 0)])
         chosen = np.sort(np.concatenate(chosen))
@@ -259,9 +255,7 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0, *, on_error: str = "
     if len(parts) == 1:
         (training,), judged = parts.values(), None
     else:
-        training, judged = (
-            next((parts[name] for name in names if name in parts), None) for names in (_TRAINING, _HELD_OUT)
-        )
+        training, judged = (next((parts[name] for name in names if name in parts), None) for names in (_TRAINING, _HELD_OUT))
     if training is None:
         raise ValueError(f"{data} has the parts {', '.join(parts)}: expected one named train.")
     if len(training.class_names) < 2:
@@ -275,9 +269,7 @@ def read_splits(data, held_out: float = 0.2, seed: int = 0, *, on_error: str = "
     return training, judged
 
 
-def read_examples(
-    data, split: str | None = None, held_out: float = 0.2, seed: int = 0, *, on_error: str = "skip"
-) -> Examples:
+def read_examples(data, split: str | None = None, held_out: float = 0.2, seed: int = 0, *, on_error: str = "skip") -> Examples:
     """One part of a data set, or all of it.
 
     Args:
@@ -330,9 +322,7 @@ def _folders(folder: Path) -> list[Path]:
 def _class_folders(folder: Path) -> Examples:
     classes = _folders(folder)
     if not classes:
-        raise ValueError(
-            f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat."
-        )
+        raise ValueError(f"{folder} has no class folders: expected a folder of images for each class, such as {folder}/cat.")
     files = {path: find_images(path) for path in classes}  # an empty folder is an error that names it
     # A class folder that holds nothing but folders may be a part of the data.
     parts = {}
@@ -354,9 +344,7 @@ def _from_csv(path: Path) -> dict[str, Examples]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     columns = rows[0].keys() if rows else ()
-    files, labels = (
-        next((name for name in names if name in columns), None) for names in (_FILE_COLUMNS, _LABEL_COLUMNS)
-    )
+    files, labels = (next((name for name in names if name in columns), None) for names in (_FILE_COLUMNS, _LABEL_COLUMNS))
     if files is None or labels is None:
         raise ValueError(
             f"{path} has the columns {', '.join(columns) or '(none)'}: its first line should name 'file', 'label', perhaps 'split'."
@@ -391,9 +379,7 @@ def read_digits(folder: str | os.PathLike) -> Examples:
         try:
             pixels = np.array(json.loads(path.read_text())["data"], np.float64).reshape(-1, 28, 28, 1)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} holds no digits of 28 x 28 pixels ({error}): install the package again."
-            ) from error
+            raise ValueError(f"{path} holds no digits of 28 x 28 pixels ({error}): install the package again.") from error
         images.append(np.round(pixels * 255).astype(np.uint8))
     labels = np.repeat(np.arange(10, dtype=np.int32), [len(pixels) for pixels in images])
     return Examples(np.concatenate(images), labels, tuple(map(str, range(10))))

@@ -123,9 +123,7 @@ def read_coco(annotations, images, categories: Sequence[int] | None = None, *, o
         reason = f"{path.name}: {where} has the box {annotation['bbox']}, which has no area inside its image"
         crowd, area = annotation.get("iscrowd", 0), annotation.get("area", w * h)
         objects.append((box, class_of[category], crowd, area, reason))
-    examples = [
-        _example(folder / row["file_name"], objects, skipped, i, areas=True) for i, (row, objects) in rows.items()
-    ]
+    examples = [_example(folder / row["file_name"], objects, skipped, i, areas=True) for i, (row, objects) in rows.items()]
     return DetectionData(examples, tuple(names.get(i) for i in ids), ids, tuple(skipped), on_error=on_error)
 
 
@@ -142,9 +140,7 @@ def coco_document(path) -> dict:
     for part, keys in _COCO_KEYS.items():
         rows = document.get(part) if isinstance(document, dict) else None
         if not isinstance(rows, list):
-            raise ValueError(
-                f"{path} has no list {part!r}: expected a COCO detection file with {', '.join(_COCO_KEYS)}."
-            )
+            raise ValueError(f"{path} has no list {part!r}: expected a COCO detection file with {', '.join(_COCO_KEYS)}.")
         for i, row in enumerate(rows):
             if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
                 raise ValueError(f"{path}: {part}[{i}] has no {missing[0]!r}: expected a COCO detection file.")
@@ -192,15 +188,11 @@ def read_voc(folder, images=None, labels: Sequence[str] | None = None, *, on_err
         name, (width, height), annotated = _voc_annotation(path)
         image = next((home / name for home in homes if (home / name).is_file()), None)
         if image is None:
-            raise FileNotFoundError(
-                f"{path} is about {name}, which is not in {homes[0]}: pass the folder of the images."
-            )
+            raise FileNotFoundError(f"{path} is about {name}, which is not in {homes[0]}: pass the folder of the images.")
         objects = []
         for label, (xmin, ymin, xmax, ymax), difficult in annotated:
             if label not in labels:
-                raise ValueError(
-                    f"{path} has an object {label!r}, the detector's classes are {first_few(labels)}: pass labels."
-                )
+                raise ValueError(f"{path} has an object {label!r}, the detector's classes are {first_few(labels)}: pass labels.")
             # VOC counts pixels from 1, and the last one belongs to the box.
             box = (ymin - 1) / height, (xmin - 1) / width, ymax / height, xmax / width
             reason = f"{path.name}: {label} has a box without area inside its image"
@@ -223,9 +215,7 @@ def _voc_annotation(path: Path) -> tuple[str, tuple[int, int], list[tuple]]:
             objects.append((element.findtext("name").strip(), corners, difficult))
         name = Path((root.findtext("filename") or path.with_suffix(".jpg").name).strip()).name
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a complete Pascal VOC annotation ({error}): copy or download it again."
-        ) from error
+        raise ValueError(f"{path} is not a complete Pascal VOC annotation ({error}): copy or download it again.") from error
     return name, (width, height), objects
 
 
@@ -242,9 +232,7 @@ def read_tfds(name: str, split: str, data_dir=None) -> DetectionData:
     features = builder.info.features
     objects = features["objects"] if "objects" in getattr(features, "keys", tuple)() else None
     if not {"bbox", "label"} <= set(getattr(objects, "feature", {})):  # a sequence of objects
-        raise ValueError(
-            f"{name} has no objects with bbox and label: expected coco, voc or another detection data set."
-        )
+        raise ValueError(f"{name} has no objects with bbox and label: expected coco, voc or another detection data set.")
     names = tuple(objects.feature["label"].names)
     labels, categories, class_of = names, tuple(range(1, len(names) + 1)), np.arange(len(names))
     ids = {label: number for number, label in coco_labels().items()}
@@ -270,15 +258,8 @@ class _TfdsExamples:
     def __iter__(self) -> Iterator[DetectionExample]:
         for number, row in enumerate(self.dataset.as_numpy_iterator(), start=1):
             number, objects = int(row.get("image/id", number)), row["objects"]
-            crowd = (
-                np.zeros(len(objects["label"]), bool)
-                | objects.get("is_crowd", False)
-                | objects.get("is_difficult", False)
-            )
-            reasons = [
-                f"image {number}: {self.names[label]} has a box without area inside its image"
-                for label in objects["label"]
-            ]
+            crowd = np.zeros(len(objects["label"]), bool) | objects.get("is_crowd", False) | objects.get("is_difficult", False)
+            reasons = [f"image {number}: {self.names[label]} has a box without area inside its image" for label in objects["label"]]
             classes, areas = self.class_of[objects["label"]], [None] * len(crowd)
             columns = objects["bbox"].tolist(), classes, crowd, areas, reasons
             yield _example(row["image"], zip(*columns, strict=True), self.skipped, number)

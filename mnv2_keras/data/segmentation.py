@@ -135,12 +135,7 @@ def _check_classes(classes: int) -> None:
 
 
 def photos_and_masks(
-    photos: str | os.PathLike,
-    masks: str | os.PathLike,
-    classes: int,
-    names: Sequence[str] | None = None,
-    *,
-    on_error: str = "skip",
+    photos: str | os.PathLike, masks: str | os.PathLike, classes: int, names: Sequence[str] | None = None, *, on_error: str = "skip"
 ) -> PhotoMaskFolder:
     """Pair the photos of a folder with the masks of another: the same path within it, except for the suffix.
 
@@ -201,9 +196,7 @@ def tfds_photos_and_masks(name: str, split: str, classes: int, data_dir: str | o
     features = builder.info.features
     key = next((key for key in _MASKS if key in features and len(features[key].shape) == 3), None)
     if key is None or "image" not in features:
-        raise ValueError(
-            f"TFDS {name} has the features {', '.join(features)}: expected an image and a mask ({', '.join(_MASKS)})."
-        )
+        raise ValueError(f"TFDS {name} has the features {', '.join(features)}: expected an image and a mask ({', '.join(_MASKS)}).")
     return _TfdsPairs(builder, split, key, classes)
 
 
@@ -235,12 +228,7 @@ class _TfdsPairs:
 
 
 def augmented(
-    image,
-    mask,
-    crop: tuple[int, int],
-    seed,
-    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
-    flip: float = 0.5,
+    image, mask, crop: tuple[int, int], seed, scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), flip: float = 0.5
 ):
     """One training example: scaled, padded, cropped and mirrored at random.
 
@@ -275,14 +263,10 @@ def augmented(
     top, left, mirrored = drawn(1, room[0]), drawn(2, room[1]), draws[3] < flip
     pixels, labels = (part[top : top + crop[0], left : left + crop[1]] for part in (pixels, labels))
     pixels, labels = (tf.cond(mirrored, lambda x=x: x[:, ::-1], lambda x=x: x) for x in (pixels, labels))
-    return normalize_image(tf.ensure_shape(pixels, (*crop, 3))), tf.cast(
-        tf.ensure_shape(labels[..., 0], crop), tf.int32
-    )
+    return normalize_image(tf.ensure_shape(pixels, (*crop, 3))), tf.cast(tf.ensure_shape(labels[..., 0], crop), tf.int32)
 
 
-def segmentation_batches(
-    pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, seed: int = 0, start: int = 0
-):
+def segmentation_batches(pairs, batch: int, crop: tuple[int, int], scales, flip: float = 0.5, seed: int = 0, start: int = 0):
     """An endless `tf.data.Dataset` of augmented batches: pass after pass, each in its own order.
 
     Args:

@@ -29,10 +29,7 @@ BINS = 15
 #: Images in a part: at most these are evaluated again after a kill.
 PART = 512
 #: What the shards of one evaluation have in common (but for the machine).
-_ABOUT = (
-    *("weights", "sha256", "engine", "data", "fingerprint"),
-    *("size", "central_fraction", "labels", "versions", "machine"),
-)
+_ABOUT = (*("weights", "sha256", "engine", "data", "fingerprint"), *("size", "central_fraction", "labels", "versions", "machine"))
 
 
 @dataclass
@@ -240,9 +237,7 @@ def merge(paths: Iterable[str | os.PathLike]) -> Evaluation:
 
 def _checked(evaluation: Evaluation) -> Evaluation:
     if not evaluation.images:
-        raise ValueError(
-            "None of the images can be judged: they cannot be read, or their class is not one of the network's."
-        )
+        raise ValueError("None of the images can be judged: they cannot be read, or their class is not one of the network's.")
     return evaluation
 
 
@@ -451,6 +446,4 @@ def _default_labels(classes: int, class_names: Sequence[str]) -> Sequence[str]:
         return imagenet_labels(classes)
     if classes == len(class_names) + 1:
         return ("background", *class_names)
-    raise ValueError(
-        f"The network has {classes} outputs, the data {len(class_names)} classes: give the network's labels."
-    )
+    raise ValueError(f"The network has {classes} outputs, the data {len(class_names)} classes: give the network's labels.")

@@ -59,12 +59,7 @@ class CocoMetrics:
 
 
 def evaluate_detector(
-    model: keras.Model,
-    data: DetectionData,
-    *,
-    batch: int = 16,
-    progress: Callable[[int], None] | None = None,
-    **postprocessing,
+    model: keras.Model, data: DetectionData, *, batch: int = 16, progress: Callable[[int], None] | None = None, **postprocessing
 ) -> dict[str, float]:
     """COCO's metrics of a detector on labelled images.
 
@@ -99,8 +94,7 @@ def detector_metrics(model, data: DetectionData, *, batch: int = 16, progress=No
         outputs = model.predict_on_batch(images)
         encodings, logits = outputs["box_encodings"], outputs["class_predictions_with_background"]
         return {
-            name: np.asarray(value)
-            for name, value in postprocess_detections(encodings, logits, anchors, **postprocessing).items()
+            name: np.asarray(value) for name, value in postprocess_detections(encodings, logits, anchors, **postprocessing).items()
         }
 
     metrics = CocoMetrics(data.categories, data.labels)

@@ -32,9 +32,7 @@ class ConfusionMatrix:
         """
         truth, predicted = np.asarray(truth), np.asarray(predicted)
         if truth.shape != predicted.shape:
-            raise ValueError(
-                f"the true mask has shape {truth.shape}, the predicted one {predicted.shape}: expected the same."
-            )
+            raise ValueError(f"the true mask has shape {truth.shape}, the predicted one {predicted.shape}: expected the same.")
         if self.ignored is not None:
             counted = truth != self.ignored
             truth, predicted = truth[counted], predicted[counted]

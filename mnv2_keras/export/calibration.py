@@ -26,9 +26,7 @@ Progress = Callable[[str, int, int | None], None]
 class Photos:
     """Photos that were read."""
 
-    images: list[
-        np.ndarray
-    ]  # float32 (1, H, W, C) as the model takes them; for a segmenter not yet padded: uint8 (h, w, 3)
+    images: list[np.ndarray]  # float32 (1, H, W, C) as the model takes them; for a segmenter not yet padded: uint8 (h, w, 3)
     source: str  # where they come from, for messages
     names: list[str] = field(default_factory=list)  # of each image: its path, or "array" and a number
     skipped: dict[str, str] = field(default_factory=dict)  # name to reason, for each file that is not an image
@@ -60,9 +58,7 @@ def load_photos(
         return source
     photos = read_photos(source, lambda item: _prepared(item, (*size, channels), value_range)[None], limit, progress)
     if not photos.images:
-        reasons = [
-            f" ({len(photos.skipped)} files are not images, first: {first})" for first in photos.skipped.values()
-        ]
+        reasons = [f" ({len(photos.skipped)} files are not images, first: {first})" for first in photos.skipped.values()]
         raise ValueError(
             f"{photos.source} gives no photo to calibrate or compare on{reasons[0] if reasons else ''}: give a folder with at "
             "least one."
@@ -70,9 +66,7 @@ def load_photos(
     return photos
 
 
-def read_photos(
-    source, prepare: Callable[[object], np.ndarray], limit: int = LIMIT, progress: Progress | None = None
-) -> Photos:
+def read_photos(source, prepare: Callable[[object], np.ndarray], limit: int = LIMIT, progress: Progress | None = None) -> Photos:
     """Up to `limit` photos; see `load_photos`. `prepare` makes the image that is stored from a path or an array."""
     items, name, total = _items(source)
     photos = Photos([], name)
@@ -144,9 +138,7 @@ def tensorflow_dataset(name: str) -> Iterator:
     try:
         return iter(tfds.as_numpy(tfds.load(dataset, split=split[0] if split else "train", download=False)))
     except Exception as error:  # a data set that is missing or not prepared fails in many ways
-        raise ValueError(
-            f"{name} cannot be read ({str(error).splitlines()[0]}): prepare it with tfds first."
-        ) from error
+        raise ValueError(f"{name} cannot be read ({str(error).splitlines()[0]}): prepare it with tfds first.") from error
 
 
 def image_of(item):
@@ -164,9 +156,7 @@ def _prepared(item, shape: tuple[int, int, int], value_range: tuple[float, float
         if image.dtype.kind == "f":
             return _checked(image, shape, value_range)
     if channels not in (1, 3):
-        raise ValueError(
-            f"the model takes {channels} channels, a photo has 3: give a float32 batch as the model takes it."
-        )
+        raise ValueError(f"the model takes {channels} channels, a photo has 3: give a float32 batch as the model takes it.")
     image = preprocess_image(image if channels == 3 else grey_photo(image), size)[..., :channels]
     return image if (low, high) == (-1.0, 1.0) else (image + 1) * np.float32((high - low) / 2) + np.float32(low)
 
@@ -186,9 +176,7 @@ def _checked(image: np.ndarray, shape: tuple[int, int, int], value_range: tuple[
     return image.astype(np.float32)
 
 
-def with_crops(
-    images: list[np.ndarray], value_range: tuple[float, float] = (-1.0, 1.0), count: int = ENOUGH
-) -> list[np.ndarray]:
+def with_crops(images: list[np.ndarray], value_range: tuple[float, float] = (-1.0, 1.0), count: int = ENOUGH) -> list[np.ndarray]:
     """At least `count` images: the given ones, then crops of them, mirrored and brightened at random (seeded)."""
     rng = np.random.default_rng(0)
     low, high = value_range

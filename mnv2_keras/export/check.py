@@ -90,9 +90,7 @@ def compare_layers(reference: TfliteFile, file: TfliteFile, images: list[np.ndar
 def short_name(name: str) -> str:
     """A layer's own name from the converter's, which joins the names of all layers that it fused."""
     first = name.split(";")[0]
-    parts = [
-        part for part in first.split("/") if "-" in part or part.startswith(("Conv", "expanded", "global", "Logits"))
-    ]
+    parts = [part for part in first.split("/") if "-" in part or part.startswith(("Conv", "expanded", "global", "Logits"))]
     own = parts[-1] if parts else first
     for ending in ("-activation", "-BatchNorm"):
         own = own.split(ending)[0]
@@ -104,8 +102,6 @@ def short_name(name: str) -> str:
 def rankings(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """(share of the rows with the same best class, mean share of the best five that are in the other's best five)."""
     count = min(5, reference.shape[-1])
-    best = [
-        np.argsort(-scores, axis=-1, kind="stable")[..., :count].reshape(-1, count) for scores in (reference, other)
-    ]
+    best = [np.argsort(-scores, axis=-1, kind="stable")[..., :count].reshape(-1, count) for scores in (reference, other)]
     five = [len(set(a) & set(b)) / count for a, b in zip(*best, strict=True)]
     return float(np.mean(best[0][:, 0] == best[1][:, 0])), float(np.mean(five))

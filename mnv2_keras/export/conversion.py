@@ -171,9 +171,7 @@ def _convert(model, precisions, shape, calibration=None) -> tuple[list[bytes], l
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int16x8":
             converter.representative_dataset = lambda: ([np.stack([image] * (shape[0] or 1))] for image in calibration)
-            converter.target_spec.supported_ops = [
-                tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-            ]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
         contents.append(converter.convert())
     return contents, names
 

@@ -86,9 +86,7 @@ def export_detector(
     reason = "a detector with post-processing has batch 1 and float outputs"
     check_options([*options, *unsuitable], ("batch", "resolution", "output_type", "ranges"), reason)
     if not DETECTION.holds_model(model) or None in model.input_shape[1:]:
-        raise ValueError(
-            f"{model.name!r} is not a detector of a fixed input size: build it with build_ssdlite_mobilenetv2."
-        )
+        raise ValueError(f"{model.name!r} is not a detector of a fixed input size: build it with build_ssdlite_mobilenetv2.")
     encodings, logits = (model.output[name] for name in ("box_encodings", "class_predictions_with_background"))
     classes = logits.shape[-1] - 1
     if labels is not None:
@@ -179,9 +177,7 @@ def _behind_empty_classes(file: TfliteFile, scores: int) -> int:
     return _add(file, "PAD", [real, rows], (batch, anchors, columns + _EMPTY_CLASSES), schema.PadOptionsT())
 
 
-def detector_metadata(
-    labels: Sequence[str] | None = None, name: str = "SSDLiteMobilenetV2", image: dict | None = None
-) -> Metadata:
+def detector_metadata(labels: Sequence[str] | None = None, name: str = "SSDLiteMobilenetV2", image: dict | None = None) -> Metadata:
     """What MediaPipe's ObjectDetector asks for: normalisation, the meaning of each output, labels of the classes."""
     box = {"index": _CORNERS, "type": _BOUNDARIES, "coordinate_type": _RATIO}
     kinds = [("BoundingBoxProperties", box), *[("FeatureProperties", {})] * 3]

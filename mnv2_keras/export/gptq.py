@@ -20,11 +20,7 @@ _BLOCK = 64
 
 
 def gptq(
-    file: TfliteFile,
-    statistics: Statistics,
-    scheme: Mapping[int, QuantParams],
-    compensate: bool = True,
-    correct_bias: bool = True,
+    file: TfliteFile, statistics: Statistics, scheme: Mapping[int, QuantParams], compensate: bool = True, correct_bias: bool = True
 ) -> dict[int, Kernel]:
     """Kernels in int8 for every convolution of a float file, by the index of the kernel's tensor.
 

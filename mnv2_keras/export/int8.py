@@ -17,10 +17,7 @@ _MARGIN = 0.1
 
 
 def int8_by_ranges(
-    file: TfliteFile,
-    ranges: Sequence[tuple[float, float]],
-    kernels: Sequence[Kernel],
-    quantization: Quantization,
+    file: TfliteFile, ranges: Sequence[tuple[float, float]], kernels: Sequence[Kernel], quantization: Quantization
 ) -> TfliteFile:
     """A float file in int8 with ranges, and perhaps kernels, in network order.
 
@@ -85,9 +82,7 @@ def warning_of_few(photos: list[np.ndarray], file: TfliteFile | None = None, use
         return f"{start}: nothing tells how far others would exceed their ranges."
     half = len(photos) // 2
     first, second = (collect(file, part).ranges() for part in (photos[:half], photos[half:]))
-    excess = [
-        max(second[t][1] - high, low - second[t][0], 0) / max(high - low, 1e-9) for t, (low, high) in first.items()
-    ]
+    excess = [max(second[t][1] - high, low - second[t][0], 0) / max(high - low, 1e-9) for t, (low, high) in first.items()]
     beyond = sum(share > _MARGIN for share in excess)
     return (
         f"{start}: in {beyond} of {len(excess)} tensors one half of them exceeds the other half's range by more than "

@@ -67,9 +67,7 @@ def _metadata(model, labels: Sequence[str] | None) -> Metadata:
     if labels is None and is_classifier and shape[-1] in (1000, 1001):
         labels = imagenet_labels(shape[-1])
     if labels is not None and not is_classifier:
-        raise ValueError(
-            f"labels go with a classifier, whose output has the shape (B, classes), not {shape}: leave labels out."
-        )
+        raise ValueError(f"labels go with a classifier, whose output has the shape (B, classes), not {shape}: leave labels out.")
     labels = labels if labels is None else class_labels(labels, shape[-1])
     mean, std = (0.0, 1.0) if takes_pixels(model) else (127.5, 127.5)
     image = image_input(mean, std, model.input_shape[-1])

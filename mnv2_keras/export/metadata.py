@@ -44,10 +44,7 @@ def add_labels(tensor: dict, labels: Sequence[str] | None, kind: int = TENSOR_AX
 
 
 def classifier_metadata(
-    labels: Sequence[str] | None = None,
-    name: str = "MobileNetV2",
-    image: dict | None = None,
-    others: Sequence[dict] = (),
+    labels: Sequence[str] | None = None, name: str = "MobileNetV2", image: dict | None = None, others: Sequence[dict] = ()
 ) -> Metadata:
     """What MediaPipe's ImageClassifier asks for: normalisation of the input, labels of the first output.
 
@@ -63,9 +60,7 @@ def classifier_metadata(
     return model_metadata(name, "Names what is in an image.", [image or image_input()], [probability, *others], files)
 
 
-def model_metadata(
-    name: str, description: str, inputs: list[dict], outputs: list[dict], files=None, **subgraph
-) -> Metadata:
+def model_metadata(name: str, description: str, inputs: list[dict], outputs: list[dict], files=None, **subgraph) -> Metadata:
     """Metadata of one graph.
 
     Args:

@@ -66,9 +66,7 @@ class Quantization:
             return
         for name in ("input_type", "output_type"):
             if (value := getattr(self, name)) not in (None, "float32"):
-                raise ValueError(
-                    f"{name}={value!r} goes with precision='int8': a {precision} file has float32 inputs and outputs."
-                )
+                raise ValueError(f"{name}={value!r} goes with precision='int8': a {precision} file has float32 inputs and outputs.")
         if self.ranges is not None:
             raise ValueError(f"ranges go with precision='int8', not {precision!r}.")
 

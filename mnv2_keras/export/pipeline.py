@@ -34,9 +34,7 @@ class Network:
     batch: int | None = 1
     resolution: tuple[int, int] | None = None
     compare: bool = True
-    finish: Callable[[TfliteFile], None] | None = (
-        None  # adds to the converted and compared file what the model does not contain
-    )
+    finish: Callable[[TfliteFile], None] | None = None  # adds to the converted and compared file what the model does not contain
 
 
 def write_network(
@@ -56,9 +54,7 @@ def write_network(
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of the file to write, such as {path / 'model.tflite'}.")
     value_range = (0.0, 255.0) if takes_pixels(model) else (-1.0, 1.0)
-    *size, channels = (
-        a or b for a, b in zip(model.input_shape[1:], (*(network.resolution or (None, None)), None), strict=True)
-    )
+    *size, channels = (a or b for a, b in zip(model.input_shape[1:], (*(network.resolution or (None, None)), None), strict=True))
     report = ExportReport(str(path), precision)
 
     def load(source) -> Photos:
@@ -84,9 +80,7 @@ def write_network(
     if precision == "int8" and ranges is not None:
         references, file = [file], int8_by_ranges(file, ranges, kernels, quantization)
     elif precision == "int8":
-        reference, file = int8_by_statistics(
-            file, calibration.images, value_range, quantization, report.warnings, on_step
-        )
+        reference, file = int8_by_statistics(file, calibration.images, value_range, quantization, report.warnings, on_step)
         references = [reference]
     elif is_calibrated and len(calibration.images) < ENOUGH:
         report.warnings.append(warning_of_few(calibration.images))

@@ -18,9 +18,13 @@ from mnv2_keras.tflite import TfliteFile
 _MOVING = "AVERAGE_POOL_2D CONCATENATION MAX_POOL_2D PAD RESHAPE RESIZE_BILINEAR SPLIT SPLIT_V SQUEEZE STRIDED_SLICE"
 SAME_SCALE = set(_MOVING.split())
 #: Operators with an int8 kernel: the first version that has it.
-_VERSIONS = dict.fromkeys(
-    (*SAME_SCALE, "ADD", "ARG_MAX", "LOGISTIC", "MEAN", "MUL", "RELU", "RELU6", "SOFTMAX", "SUB"), 2
-) | {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "SQUEEZE": 1}
+_VERSIONS = dict.fromkeys((*SAME_SCALE, "ADD", "ARG_MAX", "LOGISTIC", "MEAN", "MUL", "RELU", "RELU6", "SOFTMAX", "SUB"), 2) | {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "RESHAPE": 1,
+    "SQUEEZE": 1,
+}
 #: Those whose output scale the specification fixes.
 FIXED = {"SOFTMAX": QuantParams(1 / 256, -128), "LOGISTIC": QuantParams(1 / 256, -128)}
 
@@ -114,10 +118,7 @@ class _Int8Writer:
             self.operators.append(operator)
         outputs = [self._output(t, output_type) for t in graph.outputs]
         for signature in self.file.model.signatureDefs or []:
-            for entries, old, new in (
-                (signature.inputs, graph.inputs, inputs),
-                (signature.outputs, graph.outputs, outputs),
-            ):
+            for entries, old, new in ((signature.inputs, graph.inputs, inputs), (signature.outputs, graph.outputs, outputs)):
                 for entry in entries:
                     entry.tensorIndex = dict(zip(old, new, strict=True)).get(entry.tensorIndex, entry.tensorIndex)
         graph.inputs, graph.outputs, graph.operators = inputs, outputs, self.operators

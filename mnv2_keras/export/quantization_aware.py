@@ -45,9 +45,7 @@ def quantization_aware(
         if layer.name in fused:
             continue
         kind, end = type(layer).__name__, layer
-        own_inputs = [
-            part for tensor in _inputs_of(layer) for part in tensors[id(tensor)]
-        ]  # tensor, step, tensor, step ...
+        own_inputs = [part for tensor in _inputs_of(layer) for part in tensors[id(tensor)]]  # tensor, step, tensor, step ...
         options = {"range_momentum": range_momentum, "name": layer.name}
         if kind == "InputLayer":
             inputs.append(keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name))
@@ -56,9 +54,7 @@ def quantization_aware(
             norm = only_reader(layer)
             norm = norm if type(norm).__name__ == "BatchNormalization" else None
             activation = only_reader(norm or layer)
-            activation = (
-                activation if activation is not None and _activation_of(activation) in ("relu6", "relu") else None
-            )
+            activation = activation if activation is not None and _activation_of(activation) in ("relu6", "relu") else None
             end = activation or norm or layer
             fused |= {other.name for other in (norm, activation) if other is not None}
             convolution = _fake_quant_convolution(layer, norm, activation or layer, options)

@@ -90,9 +90,7 @@ def export_segmenter(
     reason = "a segmenter's file has batch 1 and its own metadata"
     check_options(options, ("batch", "compare", "metadata"), reason)
     if len(model.output_shape) != 4:
-        raise ValueError(
-            f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes)."
-        )
+        raise ValueError(f"{model.name!r} gives {model.output_shape}: expected a segmenter's logits (B, H, W, classes).")
     check_input(model)
     size = tuple(a or b for a, b in zip(model.input_shape[1:3], resolution or PUBLISHED_SIZE, strict=True))
     classes = model.output_shape[3]
@@ -110,9 +108,7 @@ def export_segmenter(
         compared = _photos(photos, size, skipped, progress)
     outputs = model.output if output == "logits" else ArgMax(name="labels")(model.output)
     converted = keras.Model(model.input, outputs, name=model.name)
-    network = Network(
-        converted, segmenter_metadata(labels, model.name, output), resolution=resolution or size, compare=False
-    )
+    network = Network(converted, segmenter_metadata(labels, model.name, output), resolution=resolution or size, compare=False)
     report, file = write_network(network, path, precision, quantization, progress=progress)
     return SegmenterReport(report, _agreement(model, file, compared, size), skipped)
 
@@ -127,10 +123,7 @@ def segmenter_metadata(labels: Sequence[str] | None, name: str, output: str = "l
     files = add_labels(tensor, labels)
     image = image_input() | {"description": "RGB image, padded right and below with grey."}
     activation = {"activation": _SOFTMAX if output == "logits" else 0, "min_parser_version": "1.0.0"}
-    custom = {
-        "name": _OPTIONS_NAME,
-        "data": pack_table(_OPTIONS, "ImageSegmenterOptions", activation, _OPTIONS_IDENTIFIER),
-    }
+    custom = {"name": _OPTIONS_NAME, "data": pack_table(_OPTIONS, "ImageSegmenterOptions", activation, _OPTIONS_IDENTIFIER)}
     return model_metadata(name, "Tells what every pixel shows.", [image], [tensor], files, custom_metadata=[custom])
 
 

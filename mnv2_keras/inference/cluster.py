@@ -172,9 +172,7 @@ def _find_remote(uri: str) -> list[_Photo]:
             name = address.rstrip("/") + quote(below) + (query and f"?{query}")
             photos.append(_Photo(name, uri, entry.path, entry.size, entry.mtime_ns or 0))
     if not photos:
-        raise ImageError(
-            f"The folder {uri} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} count."
-        )
+        raise ImageError(f"The folder {uri} holds no images: files ending in {', '.join(sorted(IMAGE_SUFFIXES))} count.")
     return sorted(photos, key=lambda photo: photo.path)
 
 
@@ -186,9 +184,7 @@ def _file_system(uri: str):
     try:
         files, path = fs.FileSystem.from_uri(uri)
     except (ValueError, OSError, NotImplementedError) as error:
-        raise ValueError(
-            f"{uri} cannot be opened ({error}): expected a folder, or a URI such as s3://bucket/folder."
-        ) from error
+        raise ValueError(f"{uri} cannot be opened ({error}): expected a folder, or a URI such as s3://bucket/folder.") from error
     return files, path.rstrip("/")
 
 

@@ -74,9 +74,7 @@ class Engine(Protocol):
     input: TensorInfo
     outputs: list[TensorInfo]
 
-    def run(
-        self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True
-    ) -> list[np.ndarray]:
+    def run(self, image: np.ndarray, outputs: Sequence[int] | None = None, use_all_threads: bool = True) -> list[np.ndarray]:
         """The network's outputs for one image, without the batch axis; quantised ones as float32.
 
         Args:

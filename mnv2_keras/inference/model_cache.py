@@ -60,9 +60,7 @@ def litert_content(
         if not path.is_file():
             raise FileNotFoundError(f"There is no .tflite file {path}: check the path.")
         if precision != "float32" or resolution is not None:
-            raise ValueError(
-                f"{path} is a .tflite with a fixed precision and resolution: leave both out, or give its weights."
-            )
+            raise ValueError(f"{path} is a .tflite with a fixed precision and resolution: leave both out, or give its weights.")
         content = path.read_bytes()
         if str(weights) != "digits":
             check_runs(content, path.name)

@@ -123,9 +123,7 @@ def _scaling(name: str, normalization, info) -> tuple[np.ndarray, np.ndarray] | 
     mean, std = (np.asarray(values, np.float32) for values in normalization)
     for kind, values in (("means", mean), ("deviations", std)):
         if values.size not in (1, channels):
-            raise ValueError(
-                f"{name} has {values.size} {kind} in its metadata for {channels} channels: export it again."
-            )
+            raise ValueError(f"{name} has {values.size} {kind} in its metadata for {channels} channels: export it again.")
     return np.float32(127.5) / std, (np.float32(127.5) - mean) / std
 
 

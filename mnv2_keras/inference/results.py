@@ -81,8 +81,6 @@ def check_suffix(path: Path) -> None:
         ValueError: a suffix that is not one of `SUFFIXES`; Parquet without pyarrow.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{path}: results are written as {', '.join(SUFFIXES)}; choose a file name with one of these endings."
-        )
+        raise ValueError(f"{path}: results are written as {', '.join(SUFFIXES)}; choose a file name with one of these endings.")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ValueError(f"{path} needs pyarrow: pip install 'mnv2-keras[parquet]', or write .csv or .jsonl.")

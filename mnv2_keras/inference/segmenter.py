@@ -136,9 +136,7 @@ class Segmenter(PhotoPredictor):
     def _check_network(self, opened: OpenedWeights) -> None:
         shape, output = self._engine.input.shape, self._engine.outputs[0].shape
         if len(shape) != 3 or shape[2] != 3 or len(output) not in (2, 3):
-            raise ValueError(
-                f"{opened.name} is not a segmenter: expected one photo (1, H, W, 3) in, logits or labels out."
-            )
+            raise ValueError(f"{opened.name} is not a segmenter: expected one photo (1, H, W, 3) in, logits or labels out.")
         self._logits = len(output) == 3
         # Labels alone do not tell the number of classes; the small logits behind them do, where the file has them.
         logits = [info.shape for info in self._engine.outputs if len(info.shape) == 3]

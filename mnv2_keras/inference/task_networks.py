@@ -32,9 +32,7 @@ def task_network(model, task: str, name: str):
     if task == "segmentation":
         size = tuple(side or SEGMENTER_SIDE for side in size)
     if None in size:
-        remedy = (
-            "pass resolution, such as resolution=224" if task == "classification" else "build it with an input_shape"
-        )
+        remedy = "pass resolution, such as resolution=224" if task == "classification" else "build it with an input_shape"
         raise ValueError(f"{name} takes images of any size: {remedy}.")
     return keras.Model(model.input, outputs, name=model.name), size
 

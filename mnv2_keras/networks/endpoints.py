@@ -107,8 +107,7 @@ def endpoint_function(model: keras.Model) -> Callable[[np.ndarray], dict[str, np
 
     def values(batch: np.ndarray) -> dict[str, np.ndarray]:
         arrays = {
-            name: keras.ops.convert_to_numpy(value)
-            for name, value in zip(tensors, probe(batch, training=False), strict=True)
+            name: keras.ops.convert_to_numpy(value) for name, value in zip(tensors, probe(batch, training=False), strict=True)
         }
         return arrays | ({"net": arrays["Logits"]} if "Logits" in arrays else {})
 
@@ -136,9 +135,7 @@ def feature_extractor(model: keras.Model, names) -> keras.Model:
     tensors, names = endpoints(model), [names] if isinstance(names, str) else names
     for name in names:
         if name not in tensors:
-            raise ValueError(
-                f"{name!r} is not an endpoint of model {model.name!r}: expected one of {', '.join(tensors)}."
-            )
+            raise ValueError(f"{name!r} is not an endpoint of model {model.name!r}: expected one of {', '.join(tensors)}.")
     return keras.Model(model.input, {name: tensors[name] for name in names}, name=f"{model.name}-features")
 
 
@@ -157,8 +154,7 @@ def feature_info(model: keras.Model) -> dict[str, Endpoint]:
 
     pooled = (*_HEADS, "image_pooling")  # a map of one step no longer has a stride
     return {
-        name: Endpoint(int(tensor.shape[-1]), 0 if name in pooled else stride(tensor))
-        for name, tensor in endpoints(model).items()
+        name: Endpoint(int(tensor.shape[-1]), 0 if name in pooled else stride(tensor)) for name, tensor in endpoints(model).items()
     }
 
 

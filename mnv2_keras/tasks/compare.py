@@ -38,9 +38,7 @@ def compare_with_graph(receipt: Receipt, model: keras.Model, graph: FrozenGraph,
         task.complete(ours, genuine, image[None])
         runs.append((ours, genuine))
         receipt.images += 1
-    ours, genuine = (
-        {name: np.concatenate([run[side][name] for run in runs]) for name in runs[0][side]} for side in (0, 1)
-    )
+    ours, genuine = ({name: np.concatenate([run[side][name] for run in runs]) for name in runs[0][side]} for side in (0, 1))
     for name in nodes:
         receipt.compare(name, ours[name], genuine[name], task.value_range(name))
     task.judge(receipt, ours, genuine)
@@ -52,9 +50,7 @@ def _images(task: Task, images, size: tuple[int, int, int]) -> Iterator[tuple[np
         images = task.random_images(size)
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
         if images.ndim != 4 or images.shape[1:] != size or not len(images):
-            raise ValueError(
-                f"images is a float32 batch of shape {images.shape}: expected (B, {', '.join(map(str, size))})."
-            )
+            raise ValueError(f"images is a float32 batch of shape {images.shape}: expected (B, {', '.join(map(str, size))}).")
         yield from ((None, image) for image in images)
         return
     if isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3):

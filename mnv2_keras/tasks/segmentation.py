@@ -92,9 +92,7 @@ def _ends(graph: FrozenGraph) -> tuple[str, str]:
     first = next((node for node in graph.definition.node if node.op == "Conv2D"), None)
     last = next((node for node in graph.definition.node if node.op == "ArgMax"), None)
     if first is None or last is None:
-        raise ValueError(
-            f"{graph.path.name} is not the graph of a segmentation network: it has no Conv2D or no ArgMax."
-        )
+        raise ValueError(f"{graph.path.name} is not the graph of a segmentation network: it has no Conv2D or no ArgMax.")
     return first.input[0], last.input[0]
 
 
@@ -118,10 +116,7 @@ def graph_facts(graph: FrozenGraph, channels: int = 3) -> dict:
     # The graph pads every photo to its input size: an image of one pixel shows it.
     image = np.zeros((1, 1, 1, channels), np.uint8)
     padded = graph.run({graph.placeholder: image}, {"padded": backbone[0].input[0]})["padded"]
-    facts = {
-        "input_shape": padded.shape[1:],
-        "output_stride": math.prod(node.attr["strides"].list.i[1] for node in backbone),
-    }
+    facts = {"input_shape": padded.shape[1:], "output_stride": math.prod(node.attr["strides"].list.i[1] for node in backbone)}
     rates = {}
     for node in convolutions:
         if match := re.match(r"aspp([1-9]\d*)(?:_depthwise)?/", node.name):

@@ -194,9 +194,7 @@ class TfliteFile:
         )
         return len(self.model.operatorCodes) - 1
 
-    def new_operator(
-        self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options
-    ) -> schema.OperatorT:
+    def new_operator(self, kind: str, version: int, inputs: Sequence[int], outputs: Sequence[int], options) -> schema.OperatorT:
         """A new builtin operator, to be put into `graph.operators`; `options` is the generated object of its options."""
         return schema.OperatorT(
             opcodeIndex=self.add_operator_code(kind, version),
@@ -230,11 +228,7 @@ class TfliteFile:
         """Index of a new tensor; a computed one unless a buffer is given."""
         self.graph.tensors.append(
             schema.TensorT(
-                shape=np.asarray(shape, np.int32),
-                type=TYPE_CODES[np.dtype(dtype)],
-                buffer=buffer,
-                name=name.encode(),
-                hasRank=True,
+                shape=np.asarray(shape, np.int32), type=TYPE_CODES[np.dtype(dtype)], buffer=buffer, name=name.encode(), hasRank=True
             )
         )
         self._forget_connections()  # whoever adds a tensor is about to connect it
@@ -285,15 +279,11 @@ def read_tflite(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
             raise ValueError(f"{path} has {path.stat().st_size:,} bytes: expected a .tflite of at most {MAX_BYTES:,}.")
         name, content = str(path), path.read_bytes()
     if content[4:8] != _IDENTIFIER:
-        raise ValueError(
-            f"{name} is not a .tflite file (it does not begin like one): give a file made by export_litert."
-        )
+        raise ValueError(f"{name} is not a .tflite file (it does not begin like one): give a file made by export_litert.")
     try:
         open_interpreter(content)
     except ValueError as error:
-        raise ValueError(
-            f"{name} is truncated or damaged ({str(error).splitlines()[0]}): make or copy it again."
-        ) from error
+        raise ValueError(f"{name} is truncated or damaged ({str(error).splitlines()[0]}): make or copy it again.") from error
     return name, content
 
 

@@ -74,10 +74,6 @@ if __name__ == "__main__":
     _folder = follow_parent(sys.argv[1:])
     try:
         _run(_folder / "model.tflite")
-    except (
-        ValueError,
-        RuntimeError,
-        MemoryError,
-    ) as _error:  # LiteRT refuses the file, as it will in the user's process
+    except (ValueError, RuntimeError, MemoryError) as _error:  # LiteRT refuses the file, as it will in the user's process
         print(_error, file=sys.stderr)
         os._exit(0)

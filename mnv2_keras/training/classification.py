@@ -162,9 +162,7 @@ def train(
             yield images, labels + offset, weights
 
     network = tf.function(lambda images: step.network(images, training=False), reduce_retracing=True)
-    judged = evaluation_batches(
-        held_out, EVALUATION_BATCH, lambda image: evaluated(image, recipe.size), channels=recipe.channels
-    )
+    judged = evaluation_batches(held_out, EVALUATION_BATCH, lambda image: evaluated(image, recipe.size), channels=recipe.channels)
 
     def evaluate() -> dict:
         check_readable(training)

@@ -39,9 +39,7 @@ class DetectionRecipe(TrainingRecipe):
 
     def __post_init__(self):
         if isinstance(self.decay, str):
-            message = (
-                "decay is the factor of the staircase now, the kind of schedule is given as schedule: the next release"
-            )
+            message = "decay is the factor of the staircase now, the kind of schedule is given as schedule: the next release"
             warnings.warn(f"{message} does not accept strings.", DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "schedule", self.decay)
             object.__setattr__(self, "decay", 0.95)

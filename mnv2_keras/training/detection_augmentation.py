@@ -37,8 +37,7 @@ def crop_to_window(image, boxes, classes, window, least_inside):
     """
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     ymin, xmin, ymax, xmax = (
-        tf.cast(tf.round(side * length), tf.int32)
-        for side, length in zip(tf.unstack(window), [height, width] * 2, strict=True)
+        tf.cast(tf.round(side * length), tf.int32) for side, length in zip(tf.unstack(window), [height, width] * 2, strict=True)
     )
     low, high = tf.maximum(boxes[:, :2], window[:2]), tf.minimum(boxes[:, 2:], window[2:])
     common = tf.reduce_prod(tf.maximum(high - low, 0.0), axis=-1)

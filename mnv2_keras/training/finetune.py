@@ -116,9 +116,7 @@ def finetune(
     model = with_new_head(open_model(weights)[0], len(names))
     shape = model.input_shape[1:]
     if None in shape:
-        raise ValueError(
-            f"{weights} takes images of any size: give weights of a fixed one, such as mobilenet_v2_1.0_224."
-        )
+        raise ValueError(f"{weights} takes images of any size: give weights of a fixed one, such as mobilenet_v2_1.0_224.")
     if first:
         unfreeze(model, first)
     probed = linear_probe(model, training, held_out, probe, progress=options.features)

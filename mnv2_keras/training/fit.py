@@ -168,12 +168,7 @@ class _Loop:
     def _report(self, done: int, loss: float, speed: float, left: float, row: dict | None = None) -> None:
         if self.progress:
             total, every, finished = self.schedule.steps, self.every, (done - 1) // self.every
-            place = (
-                finished + 1,
-                math.ceil(total / every),
-                done - finished * every,
-                min(every, total - finished * every),
-            )
+            place = (finished + 1, math.ceil(total / every), done - finished * every, min(every, total - finished * every))
             self.progress(Progress(*place, loss, speed, left, row, done, total))
 
     def _at(self, number: int) -> str:

@@ -116,12 +116,7 @@ class Probe:
 
 
 def linear_probe(
-    model: keras.Model,
-    training,
-    held_out,
-    recipe: Recipe = LINEAR_PROBE,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    model: keras.Model, training, held_out, recipe: Recipe = LINEAR_PROBE, *, progress: Callable[[int, int], None] | None = None
 ) -> Probe:
     """Train a classifier's last layer on the backbone's features, and assign it to the model.
 

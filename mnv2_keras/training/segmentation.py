@@ -55,9 +55,7 @@ class SegmentationRecipe(TrainingRecipe):
 
 #: Drawn shapes (`DrawnShapes`) at 65 x 65 with alpha 1.0 and the decoder, on a trained classifier's backbone: `mnv2 train
 #: segmentation --shapes --decoder --weights imagenet`; docs/segmentation.md has its curve and time.
-SHAPES = SegmentationRecipe(
-    steps=2600, batch=8, crop=(65, 65), learning_rate=0.03, scales=(1.0,), batch_norm_momentum=0.9
-)
+SHAPES = SegmentationRecipe(steps=2600, batch=8, crop=(65, 65), learning_rate=0.03, scales=(1.0,), batch_norm_momentum=0.9)
 
 
 @keras.saving.register_keras_serializable(package="mnv2_keras")

@@ -68,9 +68,7 @@ class TrainingStep:
             self.averages = MovingAverages(self.trained if recipe.average else [], recipe.average or 0.0)
         signature = batch and [batch, tf.TensorSpec((), tf.int64)]
         # Nothing in a step needs autograph, which takes as long as the tracing.
-        self._run = tf.function(
-            self._distributed, input_signature=signature, reduce_retracing=signature is None, autograph=False
-        )
+        self._run = tf.function(self._distributed, input_signature=signature, reduce_retracing=signature is None, autograph=False)
 
     def loss(self, *batch) -> tuple[tf.Tensor, list]:
         """The loss of a replica's part of the batch with regularisation, and scalars as `names` names them.

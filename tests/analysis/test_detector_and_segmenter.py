@@ -6,11 +6,7 @@ import math
 import pytest
 from deeplab_variants import OPTIONS
 
-from mnv2_keras.analysis import (
-    analyze_deeplab,
-    analyze_ssdlite,
-    profiled_operations,
-)
+from mnv2_keras.analysis import analyze_deeplab, analyze_ssdlite, profiled_operations
 
 
 def genuine(testdata, name: str) -> dict:

@@ -11,13 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mnv2_keras.analysis import (
-    analyze,
-    analyze_deeplab,
-    analyze_ssdlite,
-    published_figures,
-    summary_table,
-)
+from mnv2_keras.analysis import analyze, analyze_deeplab, analyze_ssdlite, published_figures, summary_table
 from mnv2_keras.architecture import TABLE_2
 from mnv2_keras.registry import list_checkpoints
 
@@ -138,9 +132,7 @@ def keras_counts(model) -> dict[str, int]:
 
 
 def figures(analysis) -> dict[str, int]:
-    return {
-        name: getattr(analysis, name) for name in ("parameters", "trainable", "total", "variables", "multiply_adds")
-    }
+    return {name: getattr(analysis, name) for name in ("parameters", "trainable", "total", "variables", "multiply_adds")}
 
 
 def check_counts_of_the_built_model(options):
@@ -238,10 +230,7 @@ def test_memory_is_input_output_and_waiting_residual(options, activation_bytes):
 def test_memory_of_the_full_network():
     analysis = analyze(activation_bytes=2)
     # expanded_conv_1's depthwise convolution: 96 channels in at 112 x 112 and out at 56 x 56.
-    assert (analysis.peak_at, analysis.peak_activation_memory) == (
-        "expanded_conv_1/depthwise",
-        2 * 96 * (112**2 + 56**2),
-    )
+    assert (analysis.peak_at, analysis.peak_activation_memory) == ("expanded_conv_1/depthwise", 2 * 96 * (112**2 + 56**2))
     # The first block as one operation: 32 channels in and 16 out at 112 x 112.
     assert (analysis.bottleneck_at, analysis.bottleneck_memory) == ("expanded_conv", 2 * 112**2 * (32 + 16))
 

@@ -2,14 +2,7 @@
 
 import json
 
-from mnv2_keras.analysis import (
-    analyze_deeplab,
-    profiled_multiply_adds,
-    table_3,
-    table_5,
-    table_6_row,
-    table_7_rows,
-)
+from mnv2_keras.analysis import analyze_deeplab, profiled_multiply_adds, table_3, table_5, table_6_row, table_7_rows
 
 
 def test_table_3_and_its_differences():
@@ -53,9 +46,7 @@ def test_table_5_and_its_differences():
     assert "rounded: 14.8M" in ssd.explanation
     assert "truncated: 1.25B" in ssd.explanation
     assert ssdlite.published == {"parameters": "2.1M", "multiply_adds": "0.35B"}
-    assert (
-        ssdlite.computed["parameters"] == 4_500_543 - 163_530 - 2_223_872
-    )  # whole, fewer classes, without the backbone
+    assert ssdlite.computed["parameters"] == 4_500_543 - 163_530 - 2_223_872  # whole, fewer classes, without the backbone
     assert ssdlite.computed["network_parameters"] == 4_500_543 - 163_530
     assert not ssdlite.agrees
     assert 0.35e9 <= 2 * ssdlite.computed["multiply_adds"] < 0.36e9
@@ -88,10 +79,7 @@ def test_table_7_rows_and_their_differences():
     assert round(rows[3].computed["profiled"] / 1e9, 2) == 152.59
     for row in rows:
         assert not row.agrees  # convolutions alone never give the printed figure
-        assert (
-            f"({'truncated' if row is rows[1] else 'rounded'}: {row.published['multiply_adds']}). mIOU"
-            in row.explanation
-        )
+        assert f"({'truncated' if row is rows[1] else 'rounded'}: {row.published['multiply_adds']}). mIOU" in row.explanation
 
 
 def test_the_model_zoo_s_cityscapes_figure_comes_out_too():

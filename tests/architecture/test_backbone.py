@@ -10,15 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mnv2_keras.architecture import (
-    EXPANSION_DIVISOR,
-    TABLE_2,
-    Block,
-    Row,
-    make_divisible,
-    make_plan,
-    split_divisible,
-)
+from mnv2_keras.architecture import EXPANSION_DIVISOR, TABLE_2, Block, Row, make_divisible, make_plan, split_divisible
 
 alphas = st.integers(5, 250).map(lambda hundredths: hundredths / 100)
 values = st.tuples(st.integers(1, 2000), alphas).map(math.prod)
@@ -132,10 +124,7 @@ def test_layers_chain_and_keep_the_rules(chosen):
         assert block.hidden == (block.inputs if t == 1 else make_divisible(block.inputs * t, 8))
         assert bool(block.expand) == (block.hidden > block.inputs)
         assert block.residual == (block.stride == 1 and block.inputs == block.outputs)
-        for parts, inputs, outputs in (
-            (block.expand, block.inputs, block.hidden),
-            (block.project, block.hidden, block.outputs),
-        ):
+        for parts, inputs, outputs in ((block.expand, block.inputs, block.hidden), (block.project, block.hidden, block.outputs)):
             assert [(part.inputs, part.outputs) for part in parts] in ([], [(inputs, outputs)])
     assert min(layer.outputs for layer in plan.layers) >= chosen["min_depth"]
 

@@ -20,17 +20,11 @@ def test_bench_measures_every_variant(weights, tmp_path, monkeypatch):
     result = CliRunner().invoke(command_line(), [*arguments, "--no-cold"])
     assert result.exit_code == 0, result.exception
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [(row["engine"], row["precision"]) for row in rows] == [
-        ("litert", "float32"),
-        ("litert", "int8"),
-        ("keras", "float32"),
-    ]
+    assert [(row["engine"], row["precision"]) for row in rows] == [("litert", "float32"), ("litert", "int8"), ("keras", "float32")]
     assert all(0 < float(row["p50_ms"]) <= float(row["p90_ms"]) <= float(row["p99_ms"]) for row in rows)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     # The file is in the cache now: a cold start of a process of its own, without TensorFlow.
-    result = CliRunner().invoke(
-        command_line(), ["bench", str(weights), "--rounds", "1", "--variant", "litert float32", "--json"]
-    )
+    result = CliRunner().invoke(command_line(), ["bench", str(weights), "--rounds", "1", "--variant", "litert float32", "--json"])
     measured = json.loads(result.stdout)
     assert all(row["memory_mb"] < 250 for row in measured)
     assert all(row["cold_start_s"] > 0 for row in measured)
@@ -42,9 +36,7 @@ def test_bench_of_a_tflite(exported):
     for weights in (folder / "m.tflite", "digits"):
         (measured,) = benchmark.measure(weights, threads=[1], rounds=1, cold=False)
         assert (measured.engine, measured.precision) == ("litert", "int8")
-    with pytest.raises(
-        ValueError, match="variant 'litert float32': of digits expected any of litert int8, openvino int8"
-    ):
+    with pytest.raises(ValueError, match="variant 'litert float32': of digits expected any of litert int8, openvino int8"):
         benchmark.measure("digits", ["litert float32"])
 
 

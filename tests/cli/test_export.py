@@ -32,16 +32,7 @@ def test_export_of_a_segmenter_and_of_a_detector(photos, tmp_path):
     paths = {name: str(tmp_path / name) for name in ("s.keras", "s.tflite", "d.keras", "d.tflite", "s.json")}
     build_deeplabv3_mobilenetv2(0.1, (33, 33, 3)).save(paths["s.keras"])
     build_ssdlite_mobilenetv2(0.1, (64, 64, 3), classes=3, min_depth=8).save(paths["d.keras"])
-    command = [
-        "export",
-        paths["s.keras"],
-        "-o",
-        paths["s.tflite"],
-        "--photos",
-        str(photos),
-        "--report",
-        paths["s.json"],
-    ]
+    command = ["export", paths["s.keras"], "-o", paths["s.tflite"], "--photos", str(photos), "--report", paths["s.json"]]
     result = CliRunner().invoke(command_line(), command)
     assert result.exit_code == 0, result.output
     for words in ("same labels as Keras", "0.png", "RESIZE_BILINEAR", "skipped"):

@@ -17,9 +17,7 @@ def test_inspect(exported, testdata):
     about = json.loads(result.output)
     assert about["inputs"][0]["dtype"] == "uint8"
     assert about["outputs"][0]["dtype"] == "float32"
-    official = CliRunner().invoke(
-        command_line(), ["inspect", str(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")]
-    )
+    official = CliRunner().invoke(command_line(), ["inspect", str(testdata / "models" / "mobilenet_v2_1.0_224_quant.tflite")])
     assert "ImageClassifier" in official.output
 
 

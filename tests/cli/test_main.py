@@ -88,9 +88,7 @@ def test_verify(testdata, capsys, monkeypatch, tmp_path):
 
     receipts = []
     verify = conversion.verify_checkpoint
-    monkeypatch.setattr(
-        conversion, "verify_checkpoint", lambda *a, **o: receipts.append(verify(*a, **o)) or receipts[0]
-    )
+    monkeypatch.setattr(conversion, "verify_checkpoint", lambda *a, **o: receipts.append(verify(*a, **o)) or receipts[0])
     code, out, _ = mnv2(capsys, monkeypatch, "verify", archive, "--raw", "--json")
     assert code == 1
     assert json.loads(out)["passed"] is False

@@ -43,9 +43,7 @@ def test_options_that_do_not_go_together(monkeypatch, capsys, options, message):
 
 
 def test_the_command_line_knows_the_digits(capsys, monkeypatch):
-    code, out, _ = mnv2(
-        capsys, monkeypatch, "predict", bundled_file("digit_3_1.png"), "--weights", "digits", "--top", "1"
-    )
+    code, out, _ = mnv2(capsys, monkeypatch, "predict", bundled_file("digit_3_1.png"), "--weights", "digits", "--top", "1")
     assert code == 0
     assert "│ 3 " in out
 
@@ -103,11 +101,7 @@ def test_predict_to_the_terminal(exported, photos):
     assert len(json.loads(result.output)[0]["predictions"]) == 5
     many = ["predict", *[good] * 25, "--weights", str(folder / "m.tflite"), "--json"]
     assert len(json.loads(CliRunner().invoke(command_line(), many).stdout)) == 25
-    strict = CliRunner().invoke(
-        command_line(), ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--strict"]
-    )
+    strict = CliRunner().invoke(command_line(), ["predict", str(photos), "--weights", str(folder / "m.tflite"), "--strict"])
     assert isinstance(strict.exception, ValueError)
-    wrong = CliRunner().invoke(
-        command_line(), ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"]
-    )
+    wrong = CliRunner().invoke(command_line(), ["predict", good, "--weights", str(folder / "m.tflite"), "-o", "results.xls"])
     assert "choose a file name with one of these endings" in str(wrong.exception)

@@ -37,9 +37,7 @@ def quick():
         patch.setattr(state, "draw_training", draw_nothing)
         for name in ("drawn_shapes", "DrawnShapes"):
             draw = getattr(shapes, name)
-            patch.setattr(
-                shapes, name, lambda count, *sizes, draw=draw, **options: draw(min(count, 12), *sizes, **options)
-            )
+            patch.setattr(shapes, name, lambda count, *sizes, draw=draw, **options: draw(min(count, 12), *sizes, **options))
         for module in (detector, segmenter):
             patch.setattr(module, "make_plan", functools.partial(make_plan, table=SHORT_TABLE))
         yield
@@ -62,17 +60,7 @@ def trained(tmp_path_factory):
     write(folder / "data" / "test", examples(12, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "RECIPES", {"tiny": recipe(epochs=2)})
-        arguments = [
-            "--recipe",
-            "tiny",
-            "--data",
-            str(folder / "data"),
-            "-o",
-            str(folder / "run"),
-            "--batch",
-            "4",
-            "--balanced",
-        ]
+        arguments = ["--recipe", "tiny", "--data", str(folder / "data"), "-o", str(folder / "run"), "--batch", "4", "--balanced"]
         yield run(train.app, arguments, catch_exceptions=False), folder, arguments
 
 
@@ -98,22 +86,16 @@ def test_a_finished_run_is_resumed_at_once(trained):
 def test_evaluate_in_shards(trained, tmp_path):
     _, folder, _ = trained
     arguments = ["--data", str(folder / "data"), "--weights", str(folder / "run" / "last.keras")]
-    complete = run(
-        evaluate.app, [*arguments, "--json", "--picture", str(tmp_path / "confusion.png")], catch_exceptions=False
-    )
+    complete = run(evaluate.app, [*arguments, "--json", "--picture", str(tmp_path / "confusion.png")], catch_exceptions=False)
     about = json.loads(complete.stdout)
     assert about["images"] == 12
     assert about["labels"] == ["bright", "dark"]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     for i in (1, 2):
-        part = run(
-            evaluate.app, [*arguments, "--shard", f"{i}/2", "-o", str(tmp_path / f"{i}.json")], catch_exceptions=False
-        )
+        part = run(evaluate.app, [*arguments, "--shard", f"{i}/2", "-o", str(tmp_path / f"{i}.json")], catch_exceptions=False)
         assert "top-1" in part.stdout
         assert "mnv2 evaluate merge" in part.stderr
-    merged = run(
-        evaluate.app, ["merge", str(tmp_path / "1.json"), str(tmp_path / "2.json"), "--json"], catch_exceptions=False
-    )
+    merged = run(evaluate.app, ["merge", str(tmp_path / "1.json"), str(tmp_path / "2.json"), "--json"], catch_exceptions=False)
     assert json.loads(merged.stdout)["accuracy"] == about["accuracy"]
 
 
@@ -166,21 +148,14 @@ def test_the_papers_recipe_takes_the_classes_of_the_data(trained, tmp_path):
 
 
 def test_missing_data_are_named():
-    for app, command in (
-        (train.app, []),
-        (train.app, ["classification"]),
-        (evaluate.app, []),
-        (evaluate.app, ["classification"]),
-    ):
+    for app, command in ((train.app, []), (train.app, ["classification"]), (evaluate.app, []), (evaluate.app, ["classification"])):
         with pytest.raises(ValueError, match="--data is missing"):
             run(app, [*command, "--weights", "x"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
 def test_the_stages_of_finetune_are_not_trained_from_scratch(recipe):
-    with pytest.raises(
-        ValueError, match=f"--recipe {recipe} is a stage of `mnv2 finetune`.*mnv2 finetune --data photos"
-    ):
+    with pytest.raises(ValueError, match=f"--recipe {recipe} is a stage of `mnv2 finetune`.*mnv2 finetune --data photos"):
         run(train.app, ["--recipe", recipe, "--data", "photos"], catch_exceptions=False)
 
 

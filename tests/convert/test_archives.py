@@ -65,10 +65,7 @@ def header(name="x", size=0, kind=tarfile.REGTYPE):
         (header(size=-512, kind=tarfile.GNUTYPE_LONGNAME), "has a header of -512 bytes"),
         (header(size=512, kind=tarfile.XHDTYPE) + b"18 size=-99999999\n".ljust(512, b"\0") + header(), "negative size"),
         (header(size=512, kind=tarfile.XHDTYPE) + b"20 GNU.sparse.map=0\n".ljust(512, b"\0") + header(), "holes"),
-        (
-            header(size=512, kind=tarfile.XHDTYPE) + b"18 path=../../etc\n".ljust(512, b"\0") + header(),
-            "points outside",
-        ),
+        (header(size=512, kind=tarfile.XHDTYPE) + b"18 path=../../etc\n".ljust(512, b"\0") + header(), "points outside"),
         (header(size=5000) + bytes(512), "is not a complete"),
         (b"no archive", "is not a complete"),
         (b"", "is not a complete"),

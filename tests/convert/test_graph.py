@@ -52,12 +52,8 @@ HARMFUL = {
     "PrintV2": lambda x: tf.raw_ops.PrintV2(input="text", output_stream="file://stolen"),
     "Print": lambda x: tf1.Print(x, [x], "text"),
     "SaveV2": lambda x: tf.raw_ops.SaveV2(prefix="stolen", tensor_names=["x"], shape_and_slices=[""], tensors=[x]),
-    "SaveSlices": lambda x: tf.raw_ops.SaveSlices(
-        filename="stolen", tensor_names=["x"], shapes_and_slices=[""], data=[x]
-    ),
-    "RestoreV2": lambda x: tf.raw_ops.RestoreV2(
-        prefix="p", tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]
-    ),
+    "SaveSlices": lambda x: tf.raw_ops.SaveSlices(filename="stolen", tensor_names=["x"], shapes_and_slices=[""], data=[x]),
+    "RestoreV2": lambda x: tf.raw_ops.RestoreV2(prefix="p", tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]),
     "SummaryWriter": lambda x: tf.raw_ops.SummaryWriter(shared_name="", container=""),
     "DebugNumericSummaryV2": lambda x: tf.raw_ops.DebugNumericSummaryV2(input=x, tensor_debug_mode=2),
     "DebugIdentity": lambda x: tf.raw_ops.DebugIdentity(input=x, debug_urls=["file:///tmp/stolen"]),
@@ -79,17 +75,13 @@ def test_a_graph_of_other_operators_is_refused(operator, save, tmp_path, monkeyp
     if operator == "IdentityN":  # its attribute names a Python gradient, which no run looks up
         FrozenGraph(path)
         return
-    with pytest.raises(
-        ValueError, match=rf"x_frozen\.pb: node '.*', operator {operator}, is not an operator of a MobileNetV2"
-    ):
+    with pytest.raises(ValueError, match=rf"x_frozen\.pb: node '.*', operator {operator}, is not an operator of a MobileNetV2"):
         FrozenGraph(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x_frozen.pb"]
 
 
 def test_a_text_outside_of_an_assert_is_refused(save):
-    with pytest.raises(
-        ValueError, match="operator Identity, has an element type other than numbers in its attribute T"
-    ):
+    with pytest.raises(ValueError, match="operator Identity, has an element type other than numbers in its attribute T"):
         FrozenGraph(save(lambda x: tf.identity(tf.constant("text"))))
 
 
@@ -148,9 +140,7 @@ def test_a_loop_without_end_is_stopped(save, monkeypatch):
         graph.run({"input": np.zeros(1, "f4")}, {"y": "output"})
 
 
-@pytest.mark.parametrize(
-    "build", [lambda x: tf.fill((2**34,), x[0]), lambda x: tf.tile(x, [2**34])], ids=["Fill", "Tile"]
-)
+@pytest.mark.parametrize("build", [lambda x: tf.fill((2**34,), x[0]), lambda x: tf.tile(x, [2**34])], ids=["Fill", "Tile"])
 def test_memory_of_a_run_is_bounded(build, save):
     graph = FrozenGraph(save(lambda x: named(build(x))))
     with pytest.raises(ValueError, match=r"x_frozen\.pb (was stopped|cannot be run)"):
@@ -161,9 +151,7 @@ def test_memory_of_a_run_is_bounded(build, save):
 
 
 def test_any_mutated_graph_is_read_or_refused(save):
-    path = save(
-        lambda x: named(tf.nn.relu6(tf.matmul(x[None], tf.constant(np.ones((3, 4), "f4"), name="weights")) + 1))
-    )
+    path = save(lambda x: named(tf.nn.relu6(tf.matmul(x[None], tf.constant(np.ones((3, 4), "f4"), name="weights")) + 1)))
     content, draw = path.read_bytes(), random.Random(0)
     read = 0
     for _ in range(300):

@@ -27,9 +27,7 @@ def test_a_sound_index_passes(prefix, tmp_path):
 def test_the_reported_index_is_refused(testdata, prefix, tmp_path):
     shutil.copy(testdata / "reports" / "tf_abort_shape.index", tmp_path / "x.index")
     shutil.copy(f"{prefix}.data-00000-of-00001", tmp_path / "x.data-00000-of-00001")
-    with pytest.raises(
-        ValueError, match=r"is not a TensorFlow checkpoint \(x\.index states variable 'MobilenetV2/.*of shape \["
-    ):
+    with pytest.raises(ValueError, match=r"is not a TensorFlow checkpoint \(x\.index states variable 'MobilenetV2/.*of shape \["):
         convert_checkpoint(tmp_path / "x.index")
 
 

@@ -32,14 +32,8 @@ def broken(arrays, **changes):
             {"MobilenetV2/expanded_conv_3/squeeze/weights": np.ones(3, "f4")},
             r"1 unknown to the model \(MobilenetV2/expanded_conv_3/sq",
         ),
-        (
-            {"MobilenetV2/Conv_1/BatchNorm/gamma": np.full(1280, np.nan, "f4")},
-            "gamma holds 1280 values that are NaN or infinite",
-        ),
-        (
-            {"MobilenetV2/Conv_1/BatchNorm/gamma": np.r_[np.inf, np.ones(1279)].astype("f4")},
-            "gamma holds 1 values that are NaN",
-        ),
+        ({"MobilenetV2/Conv_1/BatchNorm/gamma": np.full(1280, np.nan, "f4")}, "gamma holds 1280 values that are NaN or infinite"),
+        ({"MobilenetV2/Conv_1/BatchNorm/gamma": np.r_[np.inf, np.ones(1279)].astype("f4")}, "gamma holds 1 values that are NaN"),
         (
             {"MobilenetV2/Conv_1/BatchNorm/gamma": np.ones(1279, "f4")},
             "1 variables of another shape.*file \\(1279,\\), model \\(1280,\\)",
@@ -72,9 +66,7 @@ def test_wrong_alpha_and_classes_and_channels(network, prefix, testdata):
     with pytest.raises(ValueError, match=r"takes images of 3 channels, the model was built for 1: .*\(H, W, 3\)"):
         load_checkpoint(small(input_shape=(32, 32, 1)), prefix)
     tap = small(alpha=0.75, include_top=False, final_endpoint="layer_15/expansion_output")
-    with pytest.raises(
-        ValueError, match=r"holds alpha 0\.1 .*, the model was built with alpha 0\.75 .*: build with alpha=0\.1"
-    ):
+    with pytest.raises(ValueError, match=r"holds alpha 0\.1 .*, the model was built with alpha 0\.75 .*: build with alpha=0\.1"):
         load_checkpoint(tap, prefix)
     with pytest.raises(ValueError, match="finegrain_classification_mode"):
         load_checkpoint(small(finegrain_classification_mode=False), prefix)
@@ -149,9 +141,7 @@ def test_the_newest_checkpoint_of_a_training_folder_is_taken(network, tmp_path):
         np.testing.assert_array_equal(model.get_layer("Logits-Conv2d_1c_1x1").bias, bias * 10)
 
 
-@pytest.mark.parametrize(
-    "name", ["MobilenetV2/expanded_conv_3/attention/weights", "MobilenetV2/attention/weights", "head/weights"]
-)
+@pytest.mark.parametrize("name", ["MobilenetV2/expanded_conv_3/attention/weights", "MobilenetV2/attention/weights", "head/weights"])
 def test_a_foreign_variable_is_named_wherever_it_stands(name, network, tmp_path):
     write_checkpoint(network[1] | {name: np.ones((1, 1, 2, 2), "f4")}, tmp_path / "mobilenet_v2_0.1_32.ckpt")
     for convert in (
@@ -165,9 +155,7 @@ def test_a_foreign_variable_is_named_wherever_it_stands(name, network, tmp_path)
 def test_a_network_of_another_kind_is_not_saved_under_names_of_tf_slim(tmp_path):
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, keras.layers.Conv2D(4, 3, name="conv1")(image))
-    with pytest.raises(
-        ValueError, match=r"TF-Slim has no variables MobilenetV2/conv1/weights, MobilenetV2/conv1/biases \(2 of 2"
-    ):
+    with pytest.raises(ValueError, match=r"TF-Slim has no variables MobilenetV2/conv1/weights, MobilenetV2/conv1/biases \(2 of 2"):
         save_checkpoint(model, tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
 

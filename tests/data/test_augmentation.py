@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnv2_keras.data.augmentation import (
-    AUGMENTATIONS,
-    COLOR_ORDERS,
-    affine,
-    crop_window,
-    distort_color,
-    evaluated,
-    inception,
-)
+from mnv2_keras.data.augmentation import AUGMENTATIONS, COLOR_ORDERS, affine, crop_window, distort_color, evaluated, inception
 
 
 def seeds(count):

@@ -9,13 +9,7 @@ import pytest
 from PIL import Image
 from tfds_sets import store
 
-from mnv2_keras.data.classification import (
-    Examples,
-    check_readable,
-    read_digits,
-    read_examples,
-    read_splits,
-)
+from mnv2_keras.data.classification import Examples, check_readable, read_digits, read_examples, read_splits
 
 
 def draw(path, value, size=(12, 10)):
@@ -90,9 +84,7 @@ def test_folders_that_are_parts_and_not_classes_are_refused(tmp_path):
         read_splits(tmp_path / "kaggle")
     for path in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png", "samples/1.png"):
         draw(tmp_path / "mixed" / path, 3)
-    with pytest.raises(
-        ValueError, match=r"train and val in .*mixed have the same folders.*no other folder next to them"
-    ):
+    with pytest.raises(ValueError, match=r"train and val in .*mixed have the same folders.*no other folder next to them"):
         read_splits(tmp_path / "mixed")
     for path in ("car/1.png", "train/1.png", "train/more/2.png"):
         draw(tmp_path / "vehicles" / path, 3)
@@ -111,13 +103,9 @@ def test_names_of_tfds_with_a_configuration_or_a_version(flowers, tmp_path, monk
             read_examples(wrong)
     builder = tfds.builder("imagenet2012", data_dir=tmp_path)
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
-    with pytest.raises(
-        ValueError, match=r"TFDS cannot prepare imagenet2012: Manual directory .* ILSVRC2012_img_val.tar"
-    ):
+    with pytest.raises(ValueError, match=r"TFDS cannot prepare imagenet2012: Manual directory .* ILSVRC2012_img_val.tar"):
         read_examples("imagenet2012")
-    with pytest.raises(
-        ValueError, match=r"label \(Text\).*a classifier needs image \(Image\) and label \(ClassLabel\)"
-    ):
+    with pytest.raises(ValueError, match=r"label \(Text\).*a classifier needs image \(Image\) and label \(ClassLabel\)"):
         read_examples(tfds.core.load.builder("lfw", data_dir=tmp_path))
 
 
@@ -129,9 +117,7 @@ def test_a_tfds_set_without_labels_is_refused(tmp_path):
 
 def test_csv(tmp_path, photos):
     table = tmp_path / "list.csv"
-    table.write_text(
-        "file,label,split\nphotos/ant/0.png,ant,train\nphotos/bee/0.png,bee,train\nphotos/bee/1.png,bee,test\n"
-    )
+    table.write_text("file,label,split\nphotos/ant/0.png,ant,train\nphotos/bee/0.png,bee,train\nphotos/bee/1.png,bee,test\n")
     training, held_out = read_splits(table)
     assert training.class_names == held_out.class_names == ("ant", "bee")
     assert held_out.labels.tolist() == [1]
@@ -142,11 +128,7 @@ def test_csv(tmp_path, photos):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("a,b\n1,2\n", "should name 'file', 'label'"),
-        ("", r"columns \(none\)"),
-        ("file,label\nx.png,\n", "line 2"),
-    ],
+    [("a,b\n1,2\n", "should name 'file', 'label'"), ("", r"columns \(none\)"), ("file,label\nx.png,\n", "line 2")],
 )
 def test_a_csv_file_without_what_it_needs(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)

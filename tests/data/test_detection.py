@@ -55,9 +55,7 @@ def test_coco_json(tmp_path, photos):
     assert data.labels == ("person", "dog")
     assert data.categories == (1, 18)
     first, second = data.examples
-    np.testing.assert_allclose(
-        first.boxes, [[0.25, 0.1, 0.75, 0.6], [0, 0.75, 0.25, 1]]
-    )  # the second cut at the border
+    np.testing.assert_allclose(first.boxes, [[0.25, 0.1, 0.75, 0.6], [0, 0.75, 0.25, 1]])  # the second cut at the border
     assert first.classes.tolist() == [1, 0]
     assert first.crowd.tolist() == [False, True]
     assert first.areas.tolist() == [77.5, 200], "the mask's, where the file has it"
@@ -88,19 +86,10 @@ def test_boxes_without_area_are_listed(tmp_path, photos):
         (coco(annotations=[{"image_id": 7}]), r"annotations\[0\] has no 'category_id'"),
         (coco(annotations=[{"id": 5, "image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1]}]), "image 99"),
         (coco(categories=[{"id": 1, "name": "person"}]), "category 18"),
-        (
-            coco(images=[{"id": 7, "file_name": "a.png", "height": 0, "width": 40}]),
-            r"images\[0\] \(a.png\) has the height 0",
-        ),
+        (coco(images=[{"id": 7, "file_name": "a.png", "height": 0, "width": 40}]), r"images\[0\] \(a.png\) has the height 0"),
         (coco(images=[{"id": 7, "file_name": "a.png", "height": 9, "width": "40"}]), "the width '40': expected pixels"),
-        (
-            coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [1, 1]}]),
-            r"annotations\[0\] has the bbox \[1, 1\]",
-        ),
-        (
-            coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": "abcd"}]),
-            "the bbox 'abcd': expected x, y, width",
-        ),
+        (coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [1, 1]}]), r"annotations\[0\] has the bbox \[1, 1\]"),
+        (coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": "abcd"}]), "the bbox 'abcd': expected x, y, width"),
         (
             coco(annotations=[{"image_id": 7, "category_id": 1, "bbox": [1, 1, 2, 2], "area": "4"}]),
             r"instances.json: annotations\[0\] has the area '4'",
@@ -152,9 +141,7 @@ def test_pascal_voc(tmp_path, photos):
 
 
 def examples():
-    empty = DetectionExample(
-        np.zeros((9, 9, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
-    )
+    empty = DetectionExample(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
     crowded = draw_shapes(1, 48)
     crowded = DetectionExample(crowded.image, crowded.boxes, crowded.classes, np.ones(len(crowded.boxes), bool))
     return [draw_shapes(0, 48), empty, crowded]
@@ -211,8 +198,7 @@ def test_batches_from_a_later_step_on_are_the_same(tmp_path, stream):
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "expected"),
-    [("coco_small", ["person", "zebra"], [0, 23]), ("chess", ["king", "queen"], [0, 1])],
+    ("name", "labels", "expected"), [("coco_small", ["person", "zebra"], [0, 23]), ("chess", ["king", "queen"], [0, 1])]
 )
 def test_tfds(tmp_path, name, labels, expected):
     """A set written by TFDS itself: COCO's labels keep their published ids, others count from 0."""

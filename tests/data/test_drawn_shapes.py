@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from mnv2_keras.data.drawn_shapes import (
-    SHAPE_NAMES,
-    DrawnShapes,
-    draw_on_blotches,
-    draw_on_gradient,
-    draw_shapes,
-    drawn_shapes,
-)
+from mnv2_keras.data.drawn_shapes import SHAPE_NAMES, DrawnShapes, draw_on_blotches, draw_on_gradient, draw_shapes, drawn_shapes
 
 
 @pytest.mark.parametrize("draw", [draw_on_gradient, draw_on_blotches])

@@ -17,10 +17,7 @@ from mnv2_keras.data.segmentation import (
 from mnv2_keras.evaluation.segmentation import evaluate_segmenter
 from mnv2_keras.images import ImageError
 from mnv2_keras.masks import read_mask, save_mask
-from mnv2_keras.training.segmentation import (
-    SegmentationRecipe,
-    train_segmenter,
-)
+from mnv2_keras.training.segmentation import SegmentationRecipe, train_segmenter
 
 # Augmentation
 
@@ -33,8 +30,7 @@ def test_augmentation_keeps_photo_and_mask_together():
     for scales in [(1.0,), (0.5, 2.0)]:
         for seed in range(12):
             image, mask = (
-                tensor.numpy()
-                for tensor in augmented(tf.constant(photo), tf.constant(labels), (50, 40), (seed, 0), scales)
+                tensor.numpy() for tensor in augmented(tf.constant(photo), tf.constant(labels), (50, 40), (seed, 0), scales)
             )
             assert image.shape == (50, 40, 3)
             assert mask.shape == (50, 40)
@@ -143,9 +139,7 @@ def test_photos_are_paired_by_their_paths(shapes_folder, caplog):
     assert not caplog.text
     with pytest.raises(ValueError, match="The list names no photo"):
         photos_and_masks(photos, masks, 4, [])
-    with pytest.raises(
-        FileNotFoundError, match=r"1 of 2 listed names are not in .*masks, first 0: expected lines such as 1"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 listed names are not in .*masks, first 0: expected lines such as 1"):
         photos_and_masks(photos, masks, 4, ["0", "1"])
     for part, name in (("a", "1"), ("b", "2")):
         (photos / part).mkdir()
@@ -171,9 +165,7 @@ def test_what_does_not_fit_is_told_before_the_first_step(shapes_folder):
     assert list(pairs.broken) == [str(photos / "0.png")]
     for name in "12":
         save_mask(np.zeros((40, 39)), masks / f"{name}.png")
-    with pytest.raises(
-        ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39: .* And 1 more of 3 do not fit"
-    ):
+    with pytest.raises(ValueError, match=r"1\.png is 40 x 40, its mask .*1\.png 40 x 39: .* And 1 more of 3 do not fit"):
         photos_and_masks(photos, masks, 4).check()
     with pytest.raises(ValueError, match=r"1\.png is 40 x 40, .* And 1 more of 3 do not fit"):
         evaluate_segmenter(None, photos_and_masks(photos, masks, 4))

@@ -39,9 +39,9 @@ pytestmark = pytest.mark.usefixtures("conversion_in_process")
 @pytest.fixture(scope="module")
 def examples():
     rng = np.random.default_rng(0)
-    images = (
-        rng.integers(0, 256, (60, 1, 1, 1)) * rng.random((60, 16, 16, 1)) ** rng.uniform(0, 3, (60, 1, 1, 1))
-    ).astype(np.uint8)
+    images = (rng.integers(0, 256, (60, 1, 1, 1)) * rng.random((60, 16, 16, 1)) ** rng.uniform(0, 3, (60, 1, 1, 1))).astype(
+        np.uint8
+    )
     return Examples(images, np.arange(60, dtype=np.int32) % CLASSES, tuple("abcdefg"), name="noise")
 
 
@@ -49,9 +49,7 @@ def examples():
 def model(examples):
     """A small network whose answers depend on the image, some sure, some not."""
     keras.utils.set_random_seed(3)
-    model = build_mobilenetv2(
-        input_shape=(16, 16, 1), classes=CLASSES, table=((1, 8, 1, 1),), stem_channels=8, last_channels=16
-    )
+    model = build_mobilenetv2(input_shape=(16, 16, 1), classes=CLASSES, table=((1, 8, 1, 1),), stem_channels=8, last_channels=16)
     images = np.stack([evaluated(tf.constant(image), (16, 16)) for image in examples.images])
     stem, last = model.get_layer("Conv"), model.get_layer("Conv_1-BatchNorm")
     stem.kernel.assign(10 * stem.kernel)
@@ -79,9 +77,7 @@ def test_the_metrics_are_scikit_learns(model, examples, complete):
     assert complete.top1 == accuracy_score(examples.labels, best)
     assert complete.top5 == top_k_accuracy_score(examples.labels, probabilities, k=5)
     assert complete.cross_entropy == pytest.approx(log_loss(examples.labels, probabilities), rel=1e-4)
-    np.testing.assert_array_equal(
-        complete.confusion_matrix(), confusion_matrix(examples.labels, best, labels=range(CLASSES))
-    )
+    np.testing.assert_array_equal(complete.confusion_matrix(), confusion_matrix(examples.labels, best, labels=range(CLASSES)))
     for i, (name, about) in enumerate(complete.per_class().items()):
         members = examples.labels == i
         assert (name, about["images"]) == ("abcdefg"[i], members.sum())
@@ -151,25 +147,8 @@ def test_a_receipt_holds_all_that_is_needed_to_repeat_the_evaluation(complete, t
     assert about["images"] == 60
     assert about["accuracy"] == complete.top1
     assert about["accuracy_interval_95"] == list(wilson(round(complete.top1 * 60), 60))
-    assert {
-        "weights",
-        "sha256",
-        "engine",
-        "data",
-        "fingerprint",
-        "size",
-        "central_fraction",
-        "versions",
-    } <= about.keys()
-    assert about["versions"].keys() >= {
-        "mnv2_keras",
-        "python",
-        "tensorflow",
-        "keras",
-        "numpy",
-        "pillow",
-        "ai-edge-litert",
-    }
+    assert {"weights", "sha256", "engine", "data", "fingerprint", "size", "central_fraction", "versions"} <= about.keys()
+    assert about["versions"].keys() >= {"mnv2_keras", "python", "tensorflow", "keras", "numpy", "pillow", "ai-edge-litert"}
     assert load_evaluation(tmp_path / "receipt.json").as_dict() == complete.as_dict()
 
 
@@ -328,9 +307,7 @@ def test_label_maps():
     assert output_of_label(imagenet_labels(1000), imagenet_labels(1001)).tolist() == list(range(1, 1001))
     assert output_of_label(imagenet_labels(1001), imagenet_labels(1000)).tolist() == list(range(-1, 1000))
     flowers = ["daisy", "dandelion", "rose", "tulip"]
-    assert output_of_label(["daisy", "rose", "tulip"], flowers).tolist() == [0, 2, 3], (
-        "a class that is missing moves none"
-    )
+    assert output_of_label(["daisy", "rose", "tulip"], flowers).tolist() == [0, 2, 3], "a class that is missing moves none"
     assert output_of_label(["cat", "dog"], ["dog", "cat"]).tolist() == [1, 0]
     assert output_of_label(["cat", "dog"], ["background", "dog", "cat"]).tolist() == [2, 1]
     assert output_of_label(["Katze", "Hund"], ["cat", "dog"]).tolist() == [0, 1]

@@ -45,8 +45,7 @@ def test_metrics_by_hand_and_by_pycocotools_itself(tmp_path):
     np.testing.assert_allclose([metrics["AP"], metrics["AP50"], metrics["AP75"]], [0.7, 1.0, 0.5], atol=1e-6)
 
     complete = [
-        {"id": i, "iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3]} | box
-        for i, box in enumerate(truth["annotations"], 1)
+        {"id": i, "iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3]} | box for i, box in enumerate(truth["annotations"], 1)
     ]
     truth["annotations"] = complete
     for name, content in (("truth", truth), ("results", rows)):

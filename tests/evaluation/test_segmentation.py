@@ -13,12 +13,7 @@ from mnv2_keras.evaluation.segmentation import ConfusionMatrix, evaluate_segment
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 2**32),
-    classes=st.integers(1, 30),
-    parts=st.integers(1, 4),
-    ignored=st.sampled_from([255, None]),
-)
+@given(seed=st.integers(0, 2**32), classes=st.integers(1, 30), parts=st.integers(1, 4), ignored=st.sampled_from([255, None]))
 def test_equals_scikit_learn(seed, classes, parts, ignored):
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, (parts, 9, 7)).astype(np.uint8)

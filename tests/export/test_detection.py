@@ -41,9 +41,7 @@ def run(content, image, threads=None):
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
     interpreter.invoke()
-    return {
-        details["name"]: interpreter.get_tensor(details["index"])[0] for details in interpreter.get_output_details()
-    }
+    return {details["name"]: interpreter.get_tensor(details["index"])[0] for details in interpreter.get_output_details()}
 
 
 def image():
@@ -161,12 +159,7 @@ def test_the_operator_alone_equals_ours_on_many_classes(tmp_path):
     wired = keras.Model(image, {"box_encodings": flat[..., :4], "scores": flat[..., 4:]})
     file = convert_in_process(wired, "float32", [1, len(anchors), 1, 95])
     assert [file.shape(int(tensor))[-1] for tensor in file.graph.outputs] == [4, 91]
-    settings = {
-        "max_detections": 50,
-        "max_classes_per_detection": 1,
-        "detections_per_class": 100,
-        "use_regular_nms": True,
-    }
+    settings = {"max_detections": 50, "max_classes_per_detection": 1, "detections_per_class": 100, "use_regular_nms": True}
     settings |= {"nms_score_threshold": 0.1, "nms_iou_threshold": 0.6, "num_classes": 90}
     settings |= {"y_scale": 10.0, "x_scale": 10.0, "h_scale": 5.0, "w_scale": 5.0}
     add_postprocessing(file, anchors, settings)

@@ -113,8 +113,7 @@ def test_a_folder_is_no_file_to_write(small_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"input_type": "int32"}, "input_type is 'int32'"), ({"steps": ["polish"]}, "steps has 'polish'")],
+    ("options", "message"), [({"input_type": "int32"}, "input_type is 'int32'"), ({"steps": ["polish"]}, "steps has 'polish'")]
 )
 def test_wrong_quantization(options, message):
     with pytest.raises(ValueError, match=message):
@@ -124,15 +123,9 @@ def test_wrong_quantization(options, message):
 def test_old_keywords_of_quantization_warn_and_work(small_model, tmp_path):
     """`calibration`, `input_type`, `output_type`, `ranges` and `refine` of the release before, and the old names of the steps."""
     with pytest.warns(DeprecationWarning, match=r"the step '\w+' is called '\w+' now"):
-        assert Quantization(steps=("round", "equalize", "correct")).steps == (
-            "gptq",
-            "cross_layer_equalization",
-            "bias_correction",
-        )
+        assert Quantization(steps=("round", "equalize", "correct")).steps == ("gptq", "cross_layer_equalization", "bias_correction")
     with (
-        pytest.warns(
-            DeprecationWarning, match=r"ranges of export_litert: pass quantization=Quantization\(ranges=...\)"
-        ),
+        pytest.warns(DeprecationWarning, match=r"ranges of export_litert: pass quantization=Quantization\(ranges=...\)"),
         pytest.raises(ValueError, match="ranges has 1 layers, the network 64"),
     ):
         export_litert(small_model, tmp_path / "m.tflite", "int8", ranges={"image": (-1, 1), "Conv": (0, 6)})

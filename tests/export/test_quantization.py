@@ -104,9 +104,7 @@ def test_equalised_network_is_the_same_in_float(float_file, images):
         assert equalized.kinds == float_file.kinds
         before, after = file_logits(float_file, images[:3])[0], file_logits(equalized, images[:3])[0]
         np.testing.assert_allclose(after, before, atol=2e-5 * np.ptp(before))
-        spread = [
-            statistics.ranges()[t] for statistics in (collect(equalized, images),) for t in _bottlenecks(equalized)
-        ]
+        spread = [statistics.ranges()[t] for statistics in (collect(equalized, images),) for t in _bottlenecks(equalized)]
         assert len(spread) > 10
     # Centred: every bottleneck's channels have mean 0.
     statistics = collect(equalized, images).channels
@@ -161,9 +159,7 @@ def test_gptq_keeps_outputs_closer_than_nearest_rounding(float_file, images):
             sides = (1, 1, 1, -1) if depthwise else (-1, 1, 1, 1)
             error = kernel.stored * kernel.scale.reshape(sides) - values
             rows = error.reshape(-1, values.shape[-1]).T if depthwise else error.reshape(len(values), -1)
-            product = (
-                np.einsum("ok,okl,ol->", rows, inputs.gram, rows) if depthwise else np.sum((rows @ inputs.gram) * rows)
-            )
+            product = np.einsum("ok,okl,ol->", rows, inputs.gram, rows) if depthwise else np.sum((rows @ inputs.gram) * rows)
             noise.append(product)
         better += noise[0] < noise[1]
         assert np.abs(compensated[source].stored.astype(int) - nearest[source].stored).max() < 40

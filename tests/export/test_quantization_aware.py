@@ -61,12 +61,7 @@ def aware(digits):
         if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.gamma.shape
             layer.set_weights(
-                [
-                    rng.uniform(0.5, 1.5, size),
-                    rng.normal(0, 0.3, size),
-                    rng.normal(0, 0.1, size),
-                    rng.uniform(0.05, 0.2, size),
-                ]
+                [rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size), rng.normal(0, 0.1, size), rng.uniform(0.05, 0.2, size)]
             )
     aware = quantization_aware(model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -98,9 +93,7 @@ def test_fit_moves_weights_statistics_and_ranges(aware):
     low, high = layer.value
     assert low < 0 < high
     assert (low, high) != (-6.0, 6.0)
-    assert aware.count_params() - model.count_params() == 3 * sum(
-        isinstance(layer, RangedLayer) for layer in aware.layers
-    )
+    assert aware.count_params() - model.count_params() == 3 * sum(isinstance(layer, RangedLayer) for layer in aware.layers)
 
 
 def test_activations_take_at_most_256_values(aware, digits):
@@ -250,9 +243,6 @@ def test_on_a_real_task_it_is_as_good_as_quantising_afterwards(digits, tmp_path)
     export_litert(model, tmp_path / "after.tflite", "int8", quantization=Quantization(images[:64]), compare=False)
     report = export_litert(aware, tmp_path / "aware.tflite", "int8", compare=False)
     assert_same(aware, tmp_path / "aware.tflite", test_images, report.outputs[0].scale)
-    right = [
-        np.mean(classify(tmp_path / f"{name}.tflite", test_images).argmax(1) == test_labels)
-        for name in ("after", "aware")
-    ]
+    right = [np.mean(classify(tmp_path / f"{name}.tflite", test_images).argmax(1) == test_labels) for name in ("after", "aware")]
     assert right[1] >= right[0]
     assert right[1] > 0.9

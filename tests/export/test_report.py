@@ -25,9 +25,7 @@ def exported(request, imagenet_model, testdata, tmp_path_factory):
     """A file and its report."""
     path = tmp_path_factory.mktemp("export") / f"{request.param}.tflite"
     photos = [testdata / "images" / name for name in PHOTOS]
-    return path, export_litert(
-        imagenet_model, path, request.param, quantization=Quantization(photos, steps=("bias_correction",))
-    )
+    return path, export_litert(imagenet_model, path, request.param, quantization=Quantization(photos, steps=("bias_correction",)))
 
 
 def test_mediapipe_names_the_photos(exported, testdata):

@@ -106,9 +106,7 @@ def test_labels_of_other_classes_are_in_the_file(tmp_path):
     path.write_bytes(add_metadata(path.read_bytes(), Metadata({})))
     nameless = Segmenter(path)
     assert nameless.names == voc_labels()
-    segmented = dataclasses.replace(
-        nameless.segment(np.zeros((33, 33, 3), np.uint8)), labels=np.full((33, 33), 57, np.uint8)
-    )
+    segmented = dataclasses.replace(nameless.segment(np.zeros((33, 33, 3), np.uint8)), labels=np.full((33, 33), 57, np.uint8))
     assert segmented.areas == {"class 57": 1.0}
     assert segmented.picture().size[0] == 144  # room for the legend
 

@@ -73,9 +73,7 @@ def test_a_segmenter_takes_arrays_of_other_libraries_too():
 def test_floats_outside_of_the_networks_range_are_refused(scale, classifier):
     image = PHOTO[:32, :32].astype(np.float32)
     if scale == 1.0:
-        with pytest.raises(
-            ValueError, match=r"values from [\d.]+ to 2\d\d, this network takes -1 to 1: give a photo as uint8"
-        ):
+        with pytest.raises(ValueError, match=r"values from [\d.]+ to 2\d\d, this network takes -1 to 1: give a photo as uint8"):
             classifier.predict(image)
     else:
         assert classifier.predict(image * scale)  # within [-1, 1]

@@ -29,9 +29,7 @@ def test_real_weights_name_the_photos_as_tf_slim_does(imagenet_file, testdata):
         logits = genuine[f"{name}|logits"].ravel().astype(np.float64)
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         assert [prediction.index for prediction in best] == np.argsort(-probabilities)[:5].tolist()
-        np.testing.assert_allclose(
-            [prediction.score for prediction in best], np.sort(probabilities)[::-1][:5], atol=2e-5
-        )
+        np.testing.assert_allclose([prediction.score for prediction in best], np.sort(probabilities)[::-1][:5], atol=2e-5)
         assert best[0][:2] == (index, label)
         assert best[0].score == pytest.approx(score, abs=6e-4)
 
@@ -63,15 +61,7 @@ def test_every_form_of_an_image_is_the_same_photo(tiny_file, testdata, tmp_path)
     Image.fromarray(pixels).save(tmp_path / "only" / "one.png")
     with Classifier(tiny_file, threads=1) as classifier:
         expected = classifier.predict(path)
-        forms = (
-            str(path),
-            path.read_bytes(),
-            pixels,
-            pixels[None],
-            [pixels],
-            preprocess_image(path, 32),
-            tmp_path / "only",
-        )
+        forms = (str(path), path.read_bytes(), pixels, pixels[None], [pixels], preprocess_image(path, 32), tmp_path / "only")
         for form in forms:
             assert classifier.predict(form) == expected
         assert classifier.predict([tmp_path / "only", path]) == expected * 2
@@ -131,9 +121,7 @@ def test_a_stream_ends_with_its_classifier(tiny_file, monkeypatch):
     before = threading.active_count()
     classifier = Classifier(tiny_file, threads=2)
     prepare = classifier._prepare
-    monkeypatch.setattr(
-        classifier, "_prepare", lambda image: time.sleep(0.1) or prepare(image)
-    )  # so that some still wait
+    monkeypatch.setattr(classifier, "_prepare", lambda image: time.sleep(0.1) or prepare(image))  # so that some still wait
     half, cut, unread = classifier.stream(photos), classifier.stream(photos[:5]), classifier.stream(photos)
     next(half), next(cut)
     classifier.close()
@@ -228,9 +216,7 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
         assert classifier.labels == names
     assert "warning" not in mnv2(capsys, monkeypatch, "inspect", path)[2]
     path.write_bytes(content[:-10])
-    with pytest.raises(
-        ValueError, match=r"does not hold the labels.txt that its metadata names, so its end was cut off"
-    ):
+    with pytest.raises(ValueError, match=r"does not hold the labels.txt that its metadata names, so its end was cut off"):
         Classifier(path)
     with Classifier(path, labels=names) as classifier:
         assert classifier.labels == names

@@ -96,9 +96,7 @@ def test_arguments_are_checked_first(here, photos, tmp_path):
 
 def test_the_rows_are_those_of_the_single_process(here, photos, expected, tmp_path):
     seen = []
-    run = cluster.predict_on_cluster(
-        photos, tmp_path / "out.parquet", "digits", top=3, progress=lambda *at: seen.append(at)
-    )
+    run = cluster.predict_on_cluster(photos, tmp_path / "out.parquet", "digits", top=3, progress=lambda *at: seen.append(at))
     assert rows(tmp_path / "out.parquet") == expected
     assert (run.images, run.parts, run.resumed) == (42, 3, 0)
     assert seen == [(16, 42), (32, 42), (42, 42)]
@@ -122,9 +120,7 @@ def test_workers_know_the_labels_beside_the_weights(here, photos, tmp_path, monk
     for resumed in (0, 3):
         run = cluster.predict_on_cluster(photos, tmp_path / "out.parquet", tmp_path / "model.keras", top=1)
         assert run.resumed == resumed
-    assert {label for _, _, _, label, _, error in rows(tmp_path / "out.parquet") if not error} <= {
-        f"number {i}" for i in range(10)
-    }
+    assert {label for _, _, _, label, _, error in rows(tmp_path / "out.parquet") if not error} <= {f"number {i}" for i in range(10)}
 
 
 def test_finished_parts_are_not_computed_again(here, photos, expected, tmp_path):
@@ -189,9 +185,7 @@ def test_a_failure_of_the_cluster_is_one_sentence(here, photos, tmp_path, monkey
         yield
 
     monkeypatch.setattr(cluster, "_computed", failing)
-    with pytest.raises(
-        OSError, match=r"Ray stopped \(no machine is left\): finished parts are kept in .*out.parquet.parts"
-    ):
+    with pytest.raises(OSError, match=r"Ray stopped \(no machine is left\): finished parts are kept in .*out.parquet.parts"):
         cluster.predict_on_cluster(photos, tmp_path / "out.parquet", "digits")
 
 
@@ -210,9 +204,7 @@ def test_the_command(here, photos, expected, tmp_path, monkeypatch, capsys):
     assert "42 photos." in " ".join(err.split())
     assert err.count("skipped: ") == 2
     assert rows(tmp_path / "out.parquet") == expected
-    code, *_ = mnv2(
-        capsys, monkeypatch, "predict", photos, "--weights", "digits", "--top", "3", "-o", tmp_path / "b.parquet"
-    )
+    code, *_ = mnv2(capsys, monkeypatch, "predict", photos, "--weights", "digits", "--top", "3", "-o", tmp_path / "b.parquet")
     assert code == 1
     assert rows(tmp_path / "b.parquet") == expected
 
@@ -258,9 +250,7 @@ def test_a_killed_worker_loses_nothing(heavy, tmp_path):
             victim.send_signal(signal.SIGKILL)
             killed.append(total - done)
 
-    run = cluster.predict_on_cluster(
-        folder, tmp_path / "out.parquet", "digits", top=3, workers=2, part=10, progress=kill
-    )
+    run = cluster.predict_on_cluster(folder, tmp_path / "out.parquet", "digits", top=3, workers=2, part=10, progress=kill)
     assert killed[0] >= 90
     assert run.images == 120
     assert rows(tmp_path / "out.parquet") == expected
@@ -272,10 +262,7 @@ def test_a_killed_driver_loses_no_finished_part(heavy, tmp_path):
     folder, expected = heavy
     output = tmp_path / "out.parquet"
     done = subprocess.run(
-        [sys.executable, PROGRAM, folder, output],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
+        [sys.executable, PROGRAM, folder, output], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
@@ -290,9 +277,7 @@ def test_a_killed_driver_loses_no_finished_part(heavy, tmp_path):
 def test_the_caller_s_own_connection_is_used_and_left(photos, expected, tmp_path):
     import ray
 
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=cluster.OBJECT_STORE, log_to_driver=False
-    )
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=cluster.OBJECT_STORE, log_to_driver=False)
     try:
         cluster.predict_on_cluster(photos, tmp_path / "out.parquet", bundled_file("digits_int8.tflite"), top=3)
         assert ray.is_initialized()

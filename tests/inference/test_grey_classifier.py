@@ -44,9 +44,7 @@ def test_floats_count_as_preprocessed(classifier):
     prepared = preprocess_image(image, (28, 28))[..., :1]
     floats, photo = classifier.predict(prepared)[0][0], classifier.predict(image)[0][0]
     assert floats.index == photo.index
-    assert floats.score == pytest.approx(
-        photo.score, abs=0.02
-    )  # uint8 takes levels, [-1, 1] lies half a level beside them
+    assert floats.score == pytest.approx(photo.score, abs=0.02)  # uint8 takes levels, [-1, 1] lies half a level beside them
     with pytest.raises(ValueError, match=r"must have shape \(28, 28, 1\)"):
         classifier.predict(np.zeros((28, 28, 3), np.float32))
     with pytest.raises(ValueError, match=r"not \(28, 28, 2\)"):
@@ -65,9 +63,7 @@ def test_a_grey_network_is_calibrated_on_photos(tmp_path, capsys, monkeypatch):
     options = {"table": ((1, 8, 1, 1), (6, 8, 1, 2)), "stem_channels": 8, "last_channels": 16}
     build_mobilenetv2(input_shape=(32, 32, 1), classes=3, **options).save(tmp_path / "grey.keras")
     options = ["--precision", "int8", "--calibrate", tmp_path / "photos", "--photos", tmp_path / "photos", "--json"]
-    code, out, err = mnv2(
-        capsys, monkeypatch, "export", tmp_path / "grey.keras", "-o", tmp_path / "grey.tflite", *options
-    )
+    code, out, err = mnv2(capsys, monkeypatch, "export", tmp_path / "grey.keras", "-o", tmp_path / "grey.tflite", *options)
     assert code == 0, err
     assert json.loads(out)["calibration_images"] == 3
     image = read_metadata(tmp_path / "grey.tflite").about["subgraph_metadata"][0]["input_tensor_metadata"][0]

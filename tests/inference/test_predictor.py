@@ -7,14 +7,7 @@ import pytest
 from PIL import Image
 from training_tasks import small_detector
 
-from mnv2_keras import (
-    Classifier,
-    Detector,
-    Segmenter,
-    build_deeplabv3_mobilenetv2,
-    build_mobilenetv2,
-    predict_on_cluster,
-)
+from mnv2_keras import Classifier, Detector, Segmenter, build_deeplabv3_mobilenetv2, build_mobilenetv2, predict_on_cluster
 from mnv2_keras.images import ImageError
 from mnv2_keras.inference.benchmark import measure
 
@@ -124,11 +117,7 @@ def test_a_result_of_a_stream_is_that_of_one_photo(kind, predictor, photos):
 def test_closing_ends_everything_with_one_sentence(kind, model, photos):
     with kind(model, "keras") as opened:
         stream = opened.stream(photos)
-    for use in (
-        lambda: next(stream),
-        lambda: opened.stream(photos),
-        lambda: getattr(opened, METHODS[kind])(photos / "a.png"),
-    ):
+    for use in (lambda: next(stream), lambda: opened.stream(photos), lambda: getattr(opened, METHODS[kind])(photos / "a.png")):
         with pytest.raises(ValueError, match=f"This {kind.__name__} was closed: make another"):
             use()
 

@@ -112,9 +112,7 @@ def test_several_scales_and_mirrored(eagerly, testdata, stride):
     assert np.mean(np.argmax(probabilities, -1) == genuine[0]) >= 0.9999
     # The genuine program takes the softmax of the averaged probabilities once more.
     twice = tf.nn.softmax(probabilities)[None, ::8, ::8]
-    np.testing.assert_allclose(
-        twice, golden[f"129_os{stride}/multiscale_flip_softmax_of_mean_prob_every8"], rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(twice, golden[f"129_os{stride}/multiscale_flip_softmax_of_mean_prob_every8"], rtol=0, atol=1e-4)
     photo = np.round(image[0]).astype(np.uint8)
     labels = segmenter.segment(photo).labels
     assert np.mean(labels == genuine[0]) > 0.95  # rounded pixels

@@ -58,14 +58,8 @@ def test_arguments_that_agree_with_the_plan_are_accepted():
             lambda: build_mobilenetv2(0.75, (32, 32, 3), min_depth=4, plan=make_plan(0.5)),
             "plan does not agree with alpha=0.75, min_depth=4: leave these arguments out",
         ),
-        (
-            lambda: build_ssdlite_mobilenetv2(classes=5, plan=make_detector_plan(classes=3)),
-            "plan does not agree with classes=5",
-        ),
-        (
-            lambda: build_deeplabv3_mobilenetv2(decoder=True, plan=make_segmenter_plan()),
-            "plan does not agree with decoder=True",
-        ),
+        (lambda: build_ssdlite_mobilenetv2(classes=5, plan=make_detector_plan(classes=3)), "plan does not agree with classes=5"),
+        (lambda: build_deeplabv3_mobilenetv2(decoder=True, plan=make_segmenter_plan()), "plan does not agree with decoder=True"),
         (
             lambda: build_mobilenetv2(plan=make_plan(channels=1)),
             "input_shape has 3 channels, the plan was made for 1: pass input_shape=\\(height, width, 1\\)",
@@ -82,8 +76,7 @@ def test_arguments_that_contradict_the_plan_are_refused(call, message):
 
 
 @pytest.mark.parametrize(
-    ("build", "size"),
-    [(build_mobilenetv2, 32), (build_ssdlite_mobilenetv2, 64), (build_deeplabv3_mobilenetv2, 33)],
+    ("build", "size"), [(build_mobilenetv2, 32), (build_ssdlite_mobilenetv2, 64), (build_deeplabv3_mobilenetv2, 33)]
 )
 def test_epsilon_of_the_batch_norms_is_an_option(build, size):
     """PyTorch's weights need 1e-5. The heads of DeepLab have 1e-5 always."""

@@ -157,10 +157,7 @@ def test_group_norm(groups):
         ({"divisible_by": 0}, "divisible_by is 0"),
         ({"min_depth": 1.5}, "min_depth is 1.5"),
         ({"split_expansion": 0}, "split_expansion is 0"),
-        (
-            {"alpha": 1.0, "divisible_by": 1, "split_projection": 2, "table": [(1, 20, 1, 1)]},
-            "20 channels cannot be split 2 ways",
-        ),
+        ({"alpha": 1.0, "divisible_by": 1, "split_projection": 2, "table": [(1, 20, 1, 1)]}, "20 channels cannot be split 2 ways"),
     ],
 )
 def test_bad_options(options, message):
@@ -191,9 +188,7 @@ def test_features(tmp_path):
     assert info["layer_19"] == (1280, 32)
     assert list(info) == list(endpoints(model))
     assert feature_info(small(input_shape=(None, None, 3), output_stride=8))["layer_19"].stride == 8
-    with pytest.raises(
-        ValueError, match="'layer_99' is not an endpoint of model 'MobilenetV2': expected one of layer_1,"
-    ):
+    with pytest.raises(ValueError, match="'layer_99' is not an endpoint of model 'MobilenetV2': expected one of layer_1,"):
         feature_extractor(model, ["layer_99"])
     assert list(feature_extractor(model, "layer_1").output) == ["layer_1"]
 
@@ -304,9 +299,7 @@ def test_a_saved_model_fills_what_a_checkpoint_would(tmp_path, caplog):
     np.testing.assert_array_equal(ours, logits[1:])
     other = short(classes=5, weights=tmp_path / "saved.keras")
     assert "its backbone is kept, the head of 5 classes is new" in caplog.text
-    np.testing.assert_array_equal(
-        variables(other)["MobilenetV2/Conv/weights"], variables(saved)["MobilenetV2/Conv/weights"]
-    )
+    np.testing.assert_array_equal(variables(other)["MobilenetV2/Conv/weights"], variables(saved)["MobilenetV2/Conv/weights"])
 
 
 def test_mixed_precision():

@@ -59,8 +59,7 @@ def test_equals_tf_slim(testdata, tag):
     assert shapes == golden.shapes
     assert list(shapes) == list(golden.shapes), "order of creation"
     assert (
-        model.count_params()
-        - sum(variable.shape[0] for name, variable in variables(model).items() if "/moving_" in name)
+        model.count_params() - sum(variable.shape[0] for name, variable in variables(model).items() if "/moving_" in name)
         == golden.about["params"]
     )
 

@@ -95,9 +95,7 @@ def test_129_pixels(testdata):
         np.testing.assert_allclose(probabilities, golden[f"129_os{stride}/prob_every8"], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"output_stride": 8, "aspp_rates": (2,), "decoder": True, "aspp_separable": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"output_stride": 8, "aspp_rates": (2,), "decoder": True, "aspp_separable": False}])
 def test_unknown_size_equals_fixed_size(options):
     free = fill_by_name(build_deeplabv3_mobilenetv2(0.1, (None, None, 3), classes=5, **options))
     run = tf.function(free, input_signature=[tf.TensorSpec((None, None, None, 3))])

@@ -18,9 +18,7 @@ for task in tasks:
         train_task(task, f"{folder}/{task}", strategy=strategy, settings={"batch": 7})
     # Statistics of a batch norm are of a device's own part of the batch: they are frozen, and dropout is off.
     weights = [
-        train_task(
-            task, f"{folder}/{task}-{kind}", strategy=strategy if kind else None, freeze=True
-        ).model.get_weights()
+        train_task(task, f"{folder}/{task}-{kind}", strategy=strategy if kind else None, freeze=True).model.get_weights()
         for kind in ("", "two")
     ]
     for one, two in zip(*weights, strict=True):

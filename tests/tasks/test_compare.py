@@ -173,9 +173,7 @@ def test_goldens_in_place_of_a_graph(testdata):
     with pytest.raises(ValueError, match="holds no golden of this network.*found none"):
         verify_checkpoint(archive, goldens=testdata / "images")
     # Real weights are not what these goldens were made with.
-    receipt = verify_checkpoint(
-        testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz", goldens=goldens / "alpha1.0_224.json"
-    )
+    receipt = verify_checkpoint(testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz", goldens=goldens / "alpha1.0_224.json")
     assert not receipt.passed
     assert receipt.failure.startswith("layer_1 is off by")
 
@@ -183,9 +181,7 @@ def test_goldens_in_place_of_a_graph(testdata):
 def test_damaged_goldens(testdata, tmp_path):
     for suffix in (".json", ".npz"):
         shutil.copy(testdata / "golden" / "classification" / f"alpha0.35_96{suffix}", tmp_path)
-    (golden,) = find_goldens(
-        tmp_path, {name: tuple(shape) for name, shape in _variables(tmp_path / "alpha0.35_96.json")}
-    )
+    (golden,) = find_goldens(tmp_path, {name: tuple(shape) for name, shape in _variables(tmp_path / "alpha0.35_96.json")})
     (tmp_path / "alpha0.35_96.npz").write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(ValueError, match="cannot be read as a golden's arrays"):
         golden.outputs()

@@ -140,12 +140,8 @@ def test_a_classifier_fills_the_backbone(testdata, caplog):
     last = values_by_name(model)["FeatureExtractor/MobilenetV2/Conv_1/BatchNorm/gamma"]
     np.testing.assert_array_equal(last, np.ones(448))
     assert "new and untrained" in caplog.text
-    full = build_ssdlite_mobilenetv2(
-        1.0, (64, 64, 3), classes=3, weights=testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz"
-    )
-    assert not np.array_equal(
-        values_by_name(full)["FeatureExtractor/MobilenetV2/Conv_1/BatchNorm/gamma"], np.ones(1280)
-    )
+    full = build_ssdlite_mobilenetv2(1.0, (64, 64, 3), classes=3, weights=testdata / "checkpoints" / "mobilenet_v2_1.0_224.tgz")
+    assert not np.array_equal(values_by_name(full)["FeatureExtractor/MobilenetV2/Conv_1/BatchNorm/gamma"], np.ones(1280))
     # Its narrowest layers have 8 channels, a detector's 16.
     with pytest.raises(ValueError, match="'min_depth': 8"):
         build_ssdlite_mobilenetv2(0.35, (96, 96, 3), classes=3, weights=path)

@@ -29,9 +29,7 @@ def test_an_edited_file_is_the_same_network(file):
 
 def test_a_copy_is_edited_alone(file):
     content, copy = file.to_bytes(), file.copy()
-    kernel = next(
-        int(o.inputs[1]) for o, kind in zip(copy.graph.operators, copy.kinds, strict=True) if kind == "CONV_2D"
-    )
+    kernel = next(int(o.inputs[1]) for o, kind in zip(copy.graph.operators, copy.kinds, strict=True) if kind == "CONV_2D")
     copy.store(kernel, np.zeros_like(copy.stored(kernel)))
     copy.add_tensor("more", (1,), np.float32)
     assert not copy.stored(kernel).any()

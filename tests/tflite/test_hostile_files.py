@@ -19,9 +19,7 @@ def digits():
 
 @pytest.mark.parametrize("name", ["crash_021_8", "crash_121_4"])
 def test_a_file_that_ends_the_process_is_refused(name, testdata):
-    with pytest.raises(
-        ValueError, match=rf"{name}\.tflite is damaged, or made to harm: the process that ran it was ended by"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}\.tflite is damaged, or made to harm: the process that ran it was ended by"):
         Classifier(testdata / "reports" / f"{name}.tflite")
 
 
@@ -49,9 +47,7 @@ def test_labels_are_those_that_the_metadata_names(testdata):
 def test_associated_files_are_bounded(digits, tmp_path):
     large = Metadata({}, {f"{i}.txt": bytes(2**24) for i in range(5)})
     (tmp_path / "large.tflite").write_bytes(add_metadata(digits, large))
-    with pytest.raises(
-        ValueError, match=rf"holds 5 associated files of 80 MiB: expected at most .* of {MAX_BYTES // 2**20} MiB"
-    ):
+    with pytest.raises(ValueError, match=rf"holds 5 associated files of 80 MiB: expected at most .* of {MAX_BYTES // 2**20} MiB"):
         inspect_litert(tmp_path / "large.tflite")
     many = Metadata({}, {f"{i}.txt": b"" for i in range(1001)})
     (tmp_path / "many.tflite").write_bytes(add_metadata(digits, many))
@@ -99,10 +95,7 @@ def test_any_mutated_file_is_run_or_refused(count, digits, tmp_path):
 
 
 def test_any_mutated_metadata_is_read_or_refused(digits, tmp_path):
-    about = {
-        "name": "digits",
-        "subgraph_metadata": [{"output_tensor_metadata": [{"name": "x", "stats": {"max": [1.0]}}]}],
-    }
+    about = {"name": "digits", "subgraph_metadata": [{"output_tensor_metadata": [{"name": "x", "stats": {"max": [1.0]}}]}]}
     content = add_metadata(digits, Metadata(about, {"labels.txt": b"a\nb"}))
     start = content.find(b"M001") - 4
     for mutated in mutations(content[start:], 200):

@@ -128,9 +128,7 @@ def test_a_run_with_other_data_is_not_resumed(finished):
         train(examples(40, 5), examples(16, 1), recipe(), folder, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("rate", "cause"), [(1e30, "all weights are still finite"), (math.nan, "the first such weight is Conv/")]
-)
+@pytest.mark.parametrize(("rate", "cause"), [(1e30, "all weights are still finite"), (math.nan, "the first such weight is Conv/")])
 def test_an_epoch_whose_last_step_breaks_the_weights_is_not_kept(one_epoch, tmp_path, rate, cause):
     """The loss of a step is that of the weights before it: with one step in an epoch, only the weights show it."""
     folder, chosen = one_epoch

@@ -68,9 +68,7 @@ def test_the_published_schedule():
 
 def test_the_kind_of_schedule_is_accepted_under_its_old_name():
     with pytest.warns(DeprecationWarning, match="the kind of schedule is given as schedule"):
-        chosen = DetectionRecipe(
-            alpha=1.0, side=96, batch=8, steps=10, learning_rate=0.1, optimizer="adam", decay="cosine"
-        )
+        chosen = DetectionRecipe(alpha=1.0, side=96, batch=8, steps=10, learning_rate=0.1, optimizer="adam", decay="cosine")
     assert (chosen.schedule, chosen.decay) == ("cosine", 0.95)
 
 

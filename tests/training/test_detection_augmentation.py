@@ -24,15 +24,11 @@ def test_half_the_images_are_mirrored():
 def test_a_crop_by_hand():
     image = tf.reshape(tf.range(100), (10, 10, 1))
     boxes = np.float32([[0.4, 0.4, 0.8, 0.8], [0, 0, 0.6, 0.6], [0, 0, 0.2, 0.2]])
-    cut, left, classes = augmentation.crop_to_window(
-        image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.5
-    )
+    cut, left, classes = augmentation.crop_to_window(image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.5)
     np.testing.assert_array_equal(cut[..., 0], np.arange(100).reshape(10, 10)[5:, 5:])
     np.testing.assert_allclose(left, [[0, 0, 0.6, 0.6]], atol=1e-6)  # of the second only a thirty-sixth is inside
     assert classes.numpy().tolist() == [5]
-    _, left, classes = augmentation.crop_to_window(
-        image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.0
-    )
+    _, left, classes = augmentation.crop_to_window(image, boxes, tf.constant([5, 6, 7]), tf.constant([0.5, 0.5, 1, 1]), 0.0)
     assert classes.numpy().tolist() == [5, 6]
 
 

@@ -53,9 +53,7 @@ def test_equals_the_object_detection_api(golden, outputs, case):
     losses = detection_loss(outputs, truth, ANCHORS)
     for name, key in (("localization", "loc"), ("classification", "cls")):
         np.testing.assert_allclose(losses[name], golden[f"{case}/{name}_loss"], rtol=1e-4)
-        np.testing.assert_allclose(
-            losses[f"anchorwise_{name}"], golden[f"{case}/anchorwise_{key}_loss"], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(losses[f"anchorwise_{name}"], golden[f"{case}/anchorwise_{key}_loss"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(losses["positives"], golden[f"{case}/mined_num_positives"])
     np.testing.assert_array_equal(losses["negatives"], golden[f"{case}/mined_num_negatives"])
 

@@ -176,10 +176,7 @@ def test_from_a_folder_to_a_phone_model(stripes_folder, tmp_path, conversion_in_
 
     with pytest.raises(KeyboardInterrupt):
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", progress=stop, **arguments)
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(ValueError, match=r"blocks holds a run already: resume it"),
-    ):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"blocks holds a run already: resume it"):
         patch.setattr(probing, "_features", lambda *_, **__: pytest.fail("too late"))
         finetune(stripes_folder, tmp_path / "weights.keras", tmp_path / "run", **arguments)
     before = len(seen)
@@ -256,15 +253,6 @@ def test_what_users_call_comes_from_the_package_itself():
         assert getattr(mnv2_keras, function.__name__) is function
     for name in ("train", "evaluate", "predict_on_cluster", "recipe_named", "sample_digits", "bundled_file"):
         assert callable(getattr(mnv2_keras, name))
-    for name in (
-        "Recipe",
-        "SlimRMSprop",
-        "MovingAverages",
-        "Evaluation",
-        "Finetuned",
-        "Probe",
-        "WorkerLostError",
-        "DivergedError",
-    ):
+    for name in ("Recipe", "SlimRMSprop", "MovingAverages", "Evaluation", "Finetuned", "Probe", "WorkerLostError", "DivergedError"):
         assert isinstance(getattr(mnv2_keras, name), type)
     assert mnv2_keras.RECIPES["finetune"] is FINETUNE

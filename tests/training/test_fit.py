@@ -208,9 +208,7 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path):
     assert [row["mean_iou"] for row in rows] == [0.5, 0.6, 0.7]
 
 
-@pytest.mark.parametrize(
-    "tasks", [TASKS[:1], pytest.param(TASKS[1:], marks=pytest.mark.slow)], ids=["classification", "others"]
-)
+@pytest.mark.parametrize("tasks", [TASKS[:1], pytest.param(TASKS[1:], marks=pytest.mark.slow)], ids=["classification", "others"])
 def test_two_devices_end_where_one_does(tmp_path, tasks):
     """MirroredStrategy on two halves of the processor, in a process that has them; a batch they cannot share is refused."""
     run_program("train_on_two_devices.py", tmp_path, *tasks)

@@ -37,14 +37,7 @@ def test_the_recurrence_is_the_kernel_of_tensorflow():
     for gradient in rng.normal(size=(9, 5, 7)).astype(np.float32):
         optimizer.apply([tf.constant(gradient)], [ours])
         tf.raw_ops.ResourceApplyRMSProp(
-            var=variable.handle,
-            ms=square.handle,
-            mom=momentum.handle,
-            lr=0.1,
-            rho=0.8,
-            momentum=0.7,
-            epsilon=0.5,
-            grad=gradient,
+            var=variable.handle, ms=square.handle, mom=momentum.handle, lr=0.1, rho=0.8, momentum=0.7, epsilon=0.5, grad=gradient
         )
         np.testing.assert_allclose(ours.numpy(), variable.numpy(), rtol=1e-6, atol=1e-6)
 

@@ -12,17 +12,9 @@ from mnv2_keras import build_deeplabv3_mobilenetv2
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.data.drawn_shapes import DrawnShapes
-from mnv2_keras.data.segmentation import (
-    photos_and_masks,
-    segmentation_batches,
-)
+from mnv2_keras.data.segmentation import photos_and_masks, segmentation_batches
 from mnv2_keras.masks import save_mask
-from mnv2_keras.training.segmentation import (
-    SegmentationLoss,
-    SegmentationRecipe,
-    set_batch_norms,
-    train_segmenter,
-)
+from mnv2_keras.training.segmentation import SegmentationLoss, SegmentationRecipe, set_batch_norms, train_segmenter
 from mnv2_keras.training.step import make_optimizer
 
 TINY = SegmentationRecipe(steps=2, batch=2, crop=(33, 33), learning_rate=0.01, scales=(0.75, 1.5))
@@ -73,8 +65,7 @@ def test_schedule_and_batch_norms():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"steps": 0}, {"batch": 0}, {"crop": (33,)}, {"learning_rate": 0}, {"scales": ()}, {"scales": (0,)}, {"flip": 2}],
+    "change", [{"steps": 0}, {"batch": 0}, {"crop": (33,)}, {"learning_rate": 0}, {"scales": ()}, {"scales": (0,)}, {"flip": 2}]
 )
 def test_a_wrong_value_in_a_recipe_is_named(change):
     with pytest.raises(ValueError, match=f"^{next(iter(change))} is"):
@@ -112,10 +103,7 @@ def test_a_step_equals_the_published_programs():
         assert len(kernels) == 12
         loss += 4e-3 * sum(tf.reduce_sum(kernel**2) / 2 for kernel in kernels)
     gradients = tape.gradient(loss, model.trainable_variables)
-    expected = {
-        v.path: before[v.path] - 0.01 * gradient
-        for v, gradient in zip(model.trainable_variables, gradients, strict=True)
-    }
+    expected = {v.path: before[v.path] - 0.01 * gradient for v, gradient in zip(model.trainable_variables, gradients, strict=True)}
     (bias,) = [path for path in expected if path.endswith("bias")]
     expected[bias] -= 0.01 * gradients[[v.path for v in model.trainable_variables].index(bias)]
     (row,) = train_segmenter(model, DrawnShapes(3, 33), recipe)
@@ -170,10 +158,7 @@ def test_the_folder_is_accepted_under_its_old_name(tmp_path, shapes_folder):
         train_segmenter(model, shapes, TINY, state=tmp_path / "voc.keras.state.npz")
     assert (tmp_path / "voc" / "state.npz").is_file()
     np.savez(tmp_path / "old.keras.state.npz", about=np.array("{}"), a0=np.zeros(2))
-    with (
-        pytest.warns(DeprecationWarning, match="state"),
-        pytest.raises(ValueError, match="written by an earlier release"),
-    ):
+    with pytest.warns(DeprecationWarning, match="state"), pytest.raises(ValueError, match="written by an earlier release"):
         train_segmenter(model, shapes, TINY, state=tmp_path / "old.keras.state.npz", resume=True)
 
 

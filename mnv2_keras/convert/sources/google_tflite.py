@@ -56,9 +56,7 @@ def read(tflite: Path, path: Path) -> Source:
         }
     _, *sides = file.shape(int(file.graph.inputs[0]))
     if "MobilenetV2/Conv/weights" not in arrays or len(sides) != 3:
-        raise ValueError(
-            f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/... and so on."
-        )
+        raise ValueError(f"{file.source} holds no MobileNetV2 with TF-Slim's names: expected MobilenetV2/Conv/... and so on.")
     labels = labels_in_file(tflite.read_bytes(), tflite.name)
     facts = {"input_shape": tuple(sides), "output_stride": math.prod(strides)}
     hashes = {tflite.name: sha256_of(tflite)}

@@ -39,9 +39,7 @@ def check_content(path: Path) -> None:
             limits = {"config.json": MAX_CONFIG, "model.weights.h5": MAX_WEIGHTS}
             for name, limit in limits.items():
                 if archive.getinfo(name).file_size > limit:
-                    raise ValueError(
-                        f"{name} has {archive.getinfo(name).file_size:,} bytes, expected at most {limit:,}"
-                    )
+                    raise ValueError(f"{name} has {archive.getinfo(name).file_size:,} bytes, expected at most {limit:,}")
             config, weights = json.loads(archive.read("config.json")), archive.read("model.weights.h5")
         with h5py.File(io.BytesIO(weights)) as file:
             held = _check_datasets(file, len(weights))

@@ -18,17 +18,13 @@ def load_keras_file(path: Path) -> keras.Model:
         ValueError: the file is not a Keras model, or holds weights only.
     """
     if path.suffix == ".keras" and path.is_file() and not zipfile.is_zipfile(path):  # Keras would call it "not found"
-        raise ValueError(
-            f"{path} is not a Keras model file: it is damaged, incomplete or of another kind. Copy it again."
-        )
+        raise ValueError(f"{path} is not a Keras model file: it is damaged, incomplete or of another kind. Copy it again.")
     try:
         check_content(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py and Keras each raise their own for a damaged file
         hint = "It holds weights only: build the model and pass weights=." if path.name.endswith(".weights.h5") else ""
-        raise ValueError(
-            f"{path} is not a Keras model file that can be read ({str(error)[:300]}). {hint}".strip()
-        ) from error
+        raise ValueError(f"{path} is not a Keras model file that can be read ({str(error)[:300]}). {hint}".strip()) from error
 
 
 def read(path: Path) -> Source:

@@ -116,10 +116,7 @@ def write_checkpoint(arrays: dict[str, np.ndarray], prefix: str | os.PathLike) -
         draft = Path(folder) / prefix.name
         try:
             tf.raw_ops.SaveV2(
-                prefix=str(draft),
-                tensor_names=list(arrays),
-                shape_and_slices=[""] * len(arrays),
-                tensors=list(arrays.values()),
+                prefix=str(draft), tensor_names=list(arrays), shape_and_slices=[""] * len(arrays), tensors=list(arrays.values())
             )
         except tf.errors.OpError as error:
             raise OSError(f"{prefix} could not be written ({first_line(error)}): nothing was changed.") from error

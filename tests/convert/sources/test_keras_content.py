@@ -48,12 +48,11 @@ def test_a_network_that_flattens_its_maps_passes(suffix, tmp_path):
 def test_a_layer_of_gigabytes_is_refused_before_it_is_built(model, tmp_path):
     old, new = b'"units": 10', b'"units": 4000000000'
     path = rewritten(model, tmp_path / "bomb.keras", lambda name, content: content.replace(old, new))
-    with pytest.raises(
-        ValueError, match=r"bomb\.keras.*its layers ask for more than 1\.0 GiB, which its weights do not have"
-    ):
+    with pytest.raises(ValueError, match=r"bomb\.keras.*its layers ask for more than 1\.0 GiB, which its weights do not have"):
         open_model(path)
 
 
+@pytest.mark.slow  # TensorFlow waits 10 s before it gives up
 def test_variables_of_a_refused_file_are_not_created_later(model, tmp_path):
     """Keras creates what an earlier scope left without values, at the end of the next scope."""
     old, new = b'"units": 10', b'"units": 4000000000000'
@@ -64,6 +63,7 @@ def test_variables_of_a_refused_file_are_not_created_later(model, tmp_path):
         pass
 
 
+@pytest.mark.slow  # TensorFlow waits 10 s before it gives up
 def test_a_layer_of_gigabytes_in_an_h5_file_is_refused(model, tmp_path):
     model.save(tmp_path / "bomb.h5")
     with h5py.File(tmp_path / "bomb.h5", "r+") as file:
