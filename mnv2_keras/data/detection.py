@@ -151,7 +151,40 @@ def coco_document(path) -> dict:
                 "expected pixels, 1 or more."
             )
     check_boxes(document["annotations"], f"{path}: annotations")
+    return uniform_coco(document, str(path))
+
+
+def uniform_coco(document: dict, where: str) -> dict:
+    """A copy of a COCO document: ids like "7" are numbers, `iscrowd` is 0 or 1; a ValueError names another value, or an id twice."""
+    ids = {"images": ("id",), "annotations": ("image_id", "category_id"), "categories": ("id",)}
+    document = document | {part: [dict(row) for row in document[part]] for part in ids}
+    for part, keys in ids.items():
+        for i, row in enumerate(document[part]):
+            row.update({key: coco_id(row[key], f"{where}: {part}[{i}]", key) for key in keys})
+    for part, name in ("images", "file_name"), ("categories", "name"):
+        rows = {}
+        for i, row in enumerate(document[part]):
+            if row["id"] in rows:
+                raise ValueError(
+                    f"{where}: {part}[{i}] ({row.get(name)}) has the id {row['id']!r}, as {part}[{rows[row['id']]}] has: expected "
+                    "an id for each: number them anew where files were merged."
+                )
+            rows[row["id"]] = i
+    for i, row in enumerate(document["annotations"]):
+        crowd = row.get("iscrowd")
+        if not isinstance(crowd, int | str | None) or crowd not in (None, 0, 1, "0", "1"):
+            raise ValueError(f"{where}: annotations[{i}] has the iscrowd {crowd!r}: expected 0 or 1.")
+        row["iscrowd"] = int(crowd or 0)
     return document
+
+
+def coco_id(value, where: str, key: str) -> int | str:
+    """An id of COCO: a whole number, also where it stands as text or as a float; another text stays as it is."""
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isascii() and value.isdigit()):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str) or (key == "category_id" and isinstance(value, str)):
+        raise ValueError(f"{where} has the {key} {value!r}: expected a whole number.")
+    return value
 
 
 def check_boxes(rows: Iterable[dict], where: str) -> None:

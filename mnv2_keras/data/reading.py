@@ -52,7 +52,7 @@ def read_json(path, content: str):
     if not path.is_file():
         raise FileNotFoundError(f"There is no {content} file {path}: check the path.")
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not a complete JSON file ({error}): make, copy or download it again.") from error
 

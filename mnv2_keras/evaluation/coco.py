@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import math
+from numbers import Real
 
-from mnv2_keras.data.detection import check_boxes, coco_document
+from mnv2_keras.data.detection import check_boxes, coco_document, coco_id, uniform_coco
 from mnv2_keras.data.reading import read_json
 
 #: The twelve numbers of `COCOeval.summarize`, in its order.
@@ -37,8 +39,8 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
     except ImportError as error:
         raise ValueError("pycocotools is not installed: pip install 'mnv2-keras[detection]'.") from error
     if isinstance(annotations, dict):
-        document = annotations
-        check_boxes(document["annotations"], "annotations")
+        check_boxes(annotations["annotations"], "annotations")
+        document = uniform_coco(annotations, "annotations")
     else:
         document = coco_document(annotations)
     results = _results(results)
@@ -49,19 +51,26 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
                 f"The results hold image {row['image_id']} and category {row['category_id']}, which the annotations do not both "
                 "have: they are of another data set, or number their categories differently."
             )
-    if not results or not document["annotations"]:
-        return dict.fromkeys(METRICS, -1.0 if not document["annotations"] else 0.0)
+    if not document["annotations"]:
+        return dict.fromkeys(METRICS, -1.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        # Each annotation with all that COCOeval reads.
+        # Each annotation with all that COCOeval reads. Ids count from 1: COCOeval takes the id 0 for "no match", and an id twice
+        # for one annotation.
         truth.dataset = document | {
             "annotations": [
-                {"id": i, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "ignore": 0, **row}
+                {"area": row["bbox"][2] * row["bbox"][3], "ignore": 0, **row, "id": i}
                 for i, row in enumerate(document["annotations"], 1)
             ]
         }
         truth.createIndex()
-        run = COCOeval(truth, truth.loadRes([dict(row) for row in results]), "bbox")
+        detections = COCO()
+        if results:
+            detections = truth.loadRes([dict(row) for row in results])
+        else:  # which loadRes does not take
+            detections.dataset = document | {"annotations": []}
+            detections.createIndex()
+        run = COCOeval(truth, detections, "bbox")
         if limit is not None:
             run.params.imgIds = sorted(truth.getImgIds())[:limit]
         for step in (run.evaluate, run.accumulate, run.summarize):
@@ -71,10 +80,19 @@ def evaluate_coco(annotations, results, *, limit: int | None = None) -> dict[str
 
 def _results(results) -> list[dict]:
     if isinstance(results, list):
-        check_boxes(results, "results")
-        return results
+        return _checked(results, "results")
     rows = read_json(results, "results")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= {*_RESULT_KEYS} for row in rows):
         raise ValueError(f"{results} is not a COCO results file: expected a list of {{{', '.join(_RESULT_KEYS)}}}.")
-    check_boxes(rows, f"{results}: results")
-    return rows
+    return _checked(rows, f"{results}: results")
+
+
+def _checked(rows: list[dict], where: str) -> list[dict]:
+    """A copy of the results with uniform ids; a ValueError names a box or score that is not of finite numbers."""
+    check_boxes(rows, where)
+    for i, row in enumerate(rows):
+        for name, values in ("score", [row["score"]]), ("bbox", row["bbox"]):
+            if not all(isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) for value in values):
+                raise ValueError(f"{where}[{i}] has the {name} {row[name]!r}: expected finite numbers.")
+    keys = "image_id", "category_id"
+    return [row | {key: coco_id(row[key], f"{where}[{i}]", key) for key in keys} for i, row in enumerate(rows)]
