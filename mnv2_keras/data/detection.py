@@ -155,7 +155,7 @@ def coco_document(path) -> dict:
 
 
 def uniform_coco(document: dict, where: str) -> dict:
-    """A copy of a COCO document: ids like "7" are numbers, `iscrowd` is 0 or 1; a ValueError names another value, or an id twice."""
+    """A copy of a COCO document: ids like "7" are numbers, `iscrowd` is 0 or 1; a ValueError names other values and double ids."""
     ids = {"images": ("id",), "annotations": ("image_id", "category_id"), "categories": ("id",)}
     document = document | {part: [dict(row) for row in document[part]] for part in ids}
     for part, keys in ids.items():
