@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -172,7 +172,7 @@ def uniform_coco(document: dict, where: str) -> dict:
             rows[row["id"]] = i
     for i, row in enumerate(document["annotations"]):
         crowd = row.get("iscrowd")
-        if not isinstance(crowd, int | str | None) or crowd not in (None, 0, 1, "0", "1"):
+        if not isinstance(crowd, Real | str | None) or crowd not in (None, 0, 1, "0", "1"):
             raise ValueError(f"{where}: annotations[{i}] has the iscrowd {crowd!r}: expected 0 or 1.")
         row["iscrowd"] = int(crowd or 0)
     return document
@@ -180,9 +180,11 @@ def uniform_coco(document: dict, where: str) -> dict:
 
 def coco_id(value, where: str, key: str) -> int | str:
     """An id of COCO: a whole number, also where it stands as text or as a float; another text stays as it is."""
-    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isascii() and value.isdigit()):
+    is_number = isinstance(value, Integral) and not isinstance(value, bool)
+    is_text = isinstance(value, str) and value.isascii() and value.isdigit()
+    if is_number or is_text or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str) or (key == "category_id" and isinstance(value, str)):
+    if not isinstance(value, str) or (key == "category_id" and isinstance(value, str)):
         raise ValueError(f"{where} has the {key} {value!r}: expected a whole number.")
     return value
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mnv2_keras.data.detection import read_coco
@@ -47,7 +48,7 @@ def read(folder, content):
     return read_coco(path, folder)
 
 
-@pytest.mark.parametrize(("crowd", "expected"), [("0", False), (None, False), ("1", True), (True, True)])
+@pytest.mark.parametrize(("crowd", "expected"), [("0", False), (None, False), ("1", True), (True, True), (1.0, True)])
 def test_iscrowd_is_read_as_a_number(tmp_path, crowd, expected):
     assert [example.crowd.tolist() for example in read(tmp_path, document(iscrowd=crowd)).examples] == [[expected]] * 2
 
@@ -70,3 +71,9 @@ def test_an_id_twice_is_refused(tmp_path, part):
 def test_an_id_of_another_type_is_named(tmp_path, value):
     with pytest.raises(ValueError, match=r"annotations\[0\] has the image_id"):
         read(tmp_path, document(image_id=value))
+
+
+def test_ids_of_numpy_are_numbers():
+    pytest.importorskip("pycocotools")
+    detections = [row | {"image_id": np.int64(row["image_id"]), "category_id": np.int64(1)} for row in results()]
+    assert evaluate_coco(document(1, 2), detections)["AP"] == pytest.approx(1)
