@@ -148,3 +148,22 @@ def converted_here():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_cache, "run_subprocess_job", run_here)
         yield
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Fetching without waiting between attempts, without a proxy, and without checkpoints that other tests registered."""
+    from mnv2_keras import download, registry
+
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(download, "FIRST_WAIT", 0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def server():
+    """A server of archives on this machine."""
+    from archive_server import ArchiveServer
+
+    with ArchiveServer.running() as running:
+        yield running

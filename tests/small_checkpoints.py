@@ -7,7 +7,6 @@ import numpy as np
 from mnv2_keras import build_mobilenetv2
 from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
-from mnv2_keras.convert.transfer import load_arrays
 
 
 def arrays_of(model):
@@ -18,10 +17,16 @@ def small(**options):
     return build_mobilenetv2(**({"alpha": 0.1, "input_shape": (32, 32, 3), "classes": 4} | options))
 
 
+def fill_by_name(model):
+    """The model, with the goldens' weights."""
+    for name, variable in variables(model).items():
+        variable.assign(name_rule_value(name, variable.shape))
+    return model
+
+
 def filled():
     """A small network with the goldens' weights, and its checkpoint's arrays."""
-    model = small()
-    load_arrays(model, {name: name_rule_value(name, variable.shape) for name, variable in variables(model).items()})
+    model = fill_by_name(small())
     return model, arrays_of(model)
 
 

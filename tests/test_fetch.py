@@ -8,28 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from archive_server import ARCHIVE, OTHER, ArchiveServer
+from archive_server import ARCHIVE, OTHER
 
-from mnv2_keras import download, fetch, registry
+from mnv2_keras import fetch
 from mnv2_keras.cache import CacheError, cache_folder
 from mnv2_keras.fetch import fetch_checkpoint
 from mnv2_keras.registry import CheckpointRecord, register_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTERED", {})
-    monkeypatch.setattr(download, "FIRST_WAIT", 0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer.running() as server:
-        yield server
 
 
 def register(url: str, sha256: str | None = SHA256, name: str = "toy") -> None:

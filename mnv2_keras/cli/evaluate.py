@@ -98,7 +98,7 @@ def evaluate(
             weights,
             replace(read_examples(data, split), name=name),
             engine=engine,
-            labels=labels.read_text("utf-8").splitlines() if labels else None,
+            labels=labels,
             shard=piece,
             central_fraction=central_fraction,
             folder=part.parts,

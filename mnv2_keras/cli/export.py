@@ -70,7 +70,7 @@ def export(
             precision,
             quantization=quantization,
             photos=None if photos is None else list(photos),
-            labels=None if labels is None else labels.read_text("utf-8").splitlines(),
+            labels=labels,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
             **options,
         )

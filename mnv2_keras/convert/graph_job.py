@@ -6,6 +6,7 @@ a line on standard input; the answer is a line on standard output, and `values.n
 
 import atexit
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,10 @@ class _Worker:
     """The process, started with the first run and again after a run that ended it."""
 
     def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew; a forked process leaves the process of its parent alone."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
 
@@ -63,6 +68,8 @@ class _Worker:
 
 _WORKER = _Worker()
 atexit.register(_WORKER.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WORKER.forget)
 
 
 def run_graph(path: Path, feed: dict[str, np.ndarray], nodes: dict[str, str]) -> dict[str, np.ndarray]:

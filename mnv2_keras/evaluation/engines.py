@@ -1,13 +1,13 @@
 """The probabilities that an evaluation judges: batches through an `Engine`."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from mnv2_keras.checks import one_of
 from mnv2_keras.inference.model_cache import path_of
-from mnv2_keras.inference.predictor import open_weights
-from mnv2_keras.labels import labels_beside
+from mnv2_keras.inference.predictor import labels_of_weights, open_weights
 
 ENGINES = ("keras", "litert")
 
@@ -22,12 +22,12 @@ class JudgedClassifier:
     Attributes:
         name, engine: of the weights; "keras" or "litert".
         size, channels: of the input, (height, width) in pixels.
-        classes, labels: number of outputs; the labels in the file or in the weights' folder, or None.
+        classes: number of outputs.
     """
 
     def __init__(self, weights, engine: str):
         opened = open_weights(weights, "classification", engine, 1 if engine == "litert" else None)
-        self.engine, self._opened = engine, opened
+        self.engine, self._opened, self._weights = engine, opened, weights
         shape, output = opened.engine.input.shape, opened.engine.outputs[0].shape
         if len(shape) != 3 or len(output) != 1:
             raise ValueError(
@@ -37,9 +37,13 @@ class JudgedClassifier:
         self.size, self.channels, self.classes = shape[:2], shape[2], output[0]
         path = path_of(weights) if isinstance(weights, str | os.PathLike) else None
         self.name = path.name if path else weights.name
-        self.labels = opened.labels or labels_beside(path, self.classes)
         softmax_last = opened.content is not None and _ends_in_softmax(opened.content)
         self._logits = not (softmax_last or _adds_up(opened.engine.run_batch(np.zeros((1, *shape), np.float32))[0]))
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The labels that come with the weights, or None. Errors are those of `labels_of_weights`."""
+        return labels_of_weights(self._opened, self._weights, self.classes)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """float32 (B, H, W, C) in [-1, 1] to probabilities (B, classes)."""

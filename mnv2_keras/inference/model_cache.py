@@ -22,7 +22,6 @@ from mnv2_keras.bundled import bundled_file
 from mnv2_keras.cache import cache_folder
 from mnv2_keras.checks import one_of, user_path
 from mnv2_keras.subprocess_job import follow_parent, run_subprocess_job
-from mnv2_keras.tflite.trial import check_runs
 
 log = logging.getLogger("mnv2_keras")
 
@@ -63,6 +62,8 @@ def litert_content(
             raise ValueError(f"{path} is a .tflite with a fixed precision and resolution: leave both out, or give its weights.")
         content = path.read_bytes()
         if str(weights) != "digits":
+            from mnv2_keras.tflite.trial import check_runs  # imports the classes of the format, which a converted file never needs
+
             check_runs(content, path.name)
         return content
     one_of("precision", precision, PRECISIONS, _INT8)

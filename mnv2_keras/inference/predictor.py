@@ -92,6 +92,20 @@ def open_weights(
     return OpenedWeights(name, runner, content, labels_in_file(content, name), metadata.missing, scaling)
 
 
+def labels_of_weights(opened: OpenedWeights, weights, classes: int) -> Sequence[str] | None:
+    """The labels that come with weights: in the file, else in `labels.txt` next to it; None without any.
+
+    Raises:
+        ValueError: the file's metadata names labels that it does not hold.
+    """
+    if opened.missing:
+        raise ValueError(
+            f"{opened.name} does not hold the {opened.missing[0]} that its metadata names, so its end was cut off: copy or export "
+            "it again, or give labels."
+        )
+    return opened.labels or (labels_beside(weights, classes) if classes else None)
+
+
 def _file_engine(name: str, content: bytes, engine: str, threads: int | None) -> Engine:
     try:
         runner = {"litert": LitertEngine, "openvino": OpenvinoEngine}[engine](content, threads)
@@ -187,12 +201,7 @@ class Predictor:
     def _class_labels(self, labels, weights, opened: OpenedWeights) -> tuple[str, ...]:
         """The names of the classes, by the rule of `Predictor`."""
         if labels is None:
-            if opened.missing:
-                raise ValueError(
-                    f"{opened.name} does not hold the {opened.missing[0]} that its metadata names, so its end was cut off: copy or "
-                    "export it again, or give labels."
-                )
-            labels = opened.labels or (labels_beside(weights, self.classes) if self.classes else None)
+            labels = labels_of_weights(opened, weights, self.classes)
         if labels is None:
             numbers = range(self._FIRST_CLASS, self._FIRST_CLASS + self.classes)
             # A segmenter that gives labels alone does not tell their number: Google's are of Pascal VOC.

@@ -2,7 +2,6 @@
 
 #: Side of the input in pixels of a segmenter that takes any size: DeepLab's own.
 SEGMENTER_SIDE = 513
-_DETECTOR_OUTPUTS = ("box_encodings", "class_predictions_with_background")
 
 
 def task_network(model, task: str, name: str):
@@ -46,10 +45,12 @@ def _classifier(model, name: str) -> list:
 
 
 def _detector(model, name: str) -> list:
-    output = getattr(model, "output", None)
-    if not isinstance(output, dict) or set(output) != set(_DETECTOR_OUTPUTS):
-        raise ValueError(f"{name} holds no detector: its model does not give {' and '.join(_DETECTOR_OUTPUTS)}.")
-    return [output[key] for key in _DETECTOR_OUTPUTS]
+    from mnv2_keras.tasks import DETECTION
+    from mnv2_keras.tasks.detection import OUTPUTS
+
+    if not DETECTION.holds_model(model):
+        raise ValueError(f"{name} holds no detector: its model does not give {' and '.join(OUTPUTS)}.")
+    return [model.output[key] for key in OUTPUTS]
 
 
 def _segmenter(model, name: str) -> list:

@@ -181,7 +181,7 @@ def associated_files(content: bytes, source: str = "the file") -> dict[str, byte
         if "not a zip file" in str(error):
             return {}
         reason = error
-    except (RuntimeError, NotImplementedError, zlib.error, OSError, EOFError) as error:
+    except (RuntimeError, zlib.error, OSError, EOFError) as error:  # encrypted, compressed in an unknown way, damaged
         reason = error
     raise ValueError(
         f"{source}: its associated files cannot be read ({str(reason)[:200]}): write them again without encryption, stored or "

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import keras
@@ -36,7 +37,7 @@ def make_optimizer(recipe: TrainingRecipe) -> keras.optimizers.Optimizer:
     return keras.optimizers.LossScaleOptimizer(optimizer) if recipe.mixed_precision == "float16" else optimizer
 
 
-class TrainingStep:
+class TrainingStep(ABC):
     """One step of training on a batch. A subclass gives the loss.
 
     Args:
@@ -70,12 +71,12 @@ class TrainingStep:
         # Nothing in a step needs autograph, which takes as long as the tracing.
         self._run = tf.function(self._distributed, input_signature=signature, reduce_retracing=signature is None, autograph=False)
 
+    @abstractmethod
     def loss(self, *batch) -> tuple[tf.Tensor, list]:
         """The loss of a replica's part of the batch with regularisation, and scalars as `names` names them.
 
         The sum over all replicas is the loss of the complete batch; the scalars are summed too.
         """
-        raise NotImplementedError
 
     def means(self, sums: np.ndarray, steps: int) -> dict[str, float]:
         """Figures of a round, given the sums of what its steps returned."""

@@ -47,9 +47,12 @@ def test_export_of_a_segmenter_and_of_a_detector(photos, tmp_path):
     assert "--layers is for classifiers and detectors" in str(result.exception)
     result = CliRunner().invoke(command_line(), [*command, "--no-metadata"])
     assert "metadata goes with export_litert" in str(result.exception)
-    result = CliRunner().invoke(command_line(), ["export", paths["d.keras"], "-o", paths["d.tflite"]])
+    (tmp_path / "names.txt").write_text("cat\ndog\nbird\n\n", "utf-8-sig")  # as Windows' editor writes it
+    command = ["export", paths["d.keras"], "-o", paths["d.tflite"], "--labels", str(tmp_path / "names.txt")]
+    result = CliRunner().invoke(command_line(), command)
     assert result.exit_code == 0, result.output
     assert "TFLite_Detection_PostProcess" in result.output
+    assert read_metadata(paths["d.tflite"]).labels == ["cat", "dog", "bird"]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import functools
 
 import numpy as np
 import pytest
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2, convert_checkpoint
-from mnv2_keras.convert.goldens import name_rule_value
-from mnv2_keras.convert.names import variables
 from mnv2_keras.data.drawn_shapes import DrawnShapes
 from mnv2_keras.export import segmentation
 from mnv2_keras.export.options import Quantization
@@ -24,10 +23,7 @@ pytestmark = pytest.mark.usefixtures("shared_conversions")
 
 @pytest.fixture(scope="module")
 def small():
-    model = build_deeplabv3_mobilenetv2(0.1, (65, 65, 3))
-    for name, variable in variables(model).items():
-        variable.assign(name_rule_value(name, variable.shape))
-    return model
+    return fill_by_name(build_deeplabv3_mobilenetv2(0.1, (65, 65, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,7 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
     """The labels lie at the end: without them every answer would be another name."""
     from command_line import mnv2
 
+    from mnv2_keras.evaluation.engines import open_engine
     from mnv2_keras.export.metadata import classifier_metadata
     from mnv2_keras.tflite import add_metadata
 
@@ -218,6 +219,8 @@ def test_a_file_whose_end_was_cut_off(tiny_file, tmp_path, capsys, monkeypatch):
     path.write_bytes(content[:-10])
     with pytest.raises(ValueError, match=r"does not hold the labels.txt that its metadata names, so its end was cut off"):
         Classifier(path)
+    with pytest.raises(ValueError, match="its end was cut off"):
+        _ = open_engine(path).labels  # of an evaluation
     with Classifier(path, labels=names) as classifier:
         assert classifier.labels == names
     code, _, err = mnv2(capsys, monkeypatch, "inspect", path)

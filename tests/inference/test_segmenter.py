@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from deeplab_variants import ARCHIVES
 from PIL import Image
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import Segmenter, build_deeplabv3_mobilenetv2
 from mnv2_keras.convert.goldens import name_rule_value
@@ -25,10 +26,7 @@ def real(request, converted_here, testdata):
 
 @pytest.fixture(scope="module")
 def small():
-    model = build_deeplabv3_mobilenetv2(0.35, (65, 65, 3))
-    for name, variable in variables(model).items():
-        variable.assign(name_rule_value(name, variable.shape))
-    return model
+    return fill_by_name(build_deeplabv3_mobilenetv2(0.35, (65, 65, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import zlib
 import keras
 import numpy as np
 import pytest
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import endpoints
 from mnv2_keras.analysis import analyze_ssdlite
 from mnv2_keras.boxes import ssd_anchors
-from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import layer_name, variables
 from mnv2_keras.convert.transfer import load_arrays
 from mnv2_keras.networks.detector import build_ssdlite_mobilenetv2
@@ -26,11 +26,6 @@ FEATURES = [
     "layer_19_2_Conv2d_4_3x3_s2_256",
     "layer_19_2_Conv2d_5_3x3_s2_128",
 ]
-
-
-def fill_by_name(model):
-    load_arrays(model, {name: name_rule_value(name, v.shape) for name, v in variables(model).items()})
-    return model
 
 
 @pytest.fixture(scope="module")

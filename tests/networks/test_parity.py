@@ -6,6 +6,7 @@ import zlib
 import keras
 import numpy as np
 import pytest
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import TABLE_2, build_mobilenetv2, endpoints, make_plan
 from mnv2_keras.convert.goldens import Golden, bundled_golden, name_rule_value, seeded_input
@@ -38,12 +39,6 @@ TAGS = [
     "alpha1.4_224",
     "groupnorm_alpha0.5_96",
 ]
-
-
-def fill_by_name(model):
-    for name, variable in variables(model).items():
-        variable.assign(name_rule_value(name, variable.shape))
-    return model
 
 
 def test_every_golden_is_tested(testdata):

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 from deeplab_variants import OPTIONS
 from genuine_goldens import every, segmentation_runs
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import build_deeplabv3_mobilenetv2, endpoints, feature_info
-from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.layers import ArgMax, ResizeLike
 from mnv2_keras.networks.endpoints import endpoint_values
@@ -16,12 +16,6 @@ from mnv2_keras.networks.endpoints import endpoint_values
 #: Trainable parameters, as the genuine program counted them (`analysis` has its own tests).
 TRAINABLE = {"aspp": 2_568_021, "decoder": 2_725_573, "os32_bare": 1_818_453, "dm05_os16": 697_013, "dm05_os8": 697_013}
 L2_AT_1E4 = {"aspp": 1.0191617, "decoder": 1.0755911, "os32": 0.9422313, "os32_bare": 0.8651386}
-
-
-def fill_by_name(model):
-    for name, variable in variables(model).items():
-        variable.assign(name_rule_value(name, variable.shape))
-    return model
 
 
 @pytest.fixture(scope="module")

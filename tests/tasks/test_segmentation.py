@@ -6,6 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from small_checkpoints import fill_by_name
 
 from mnv2_keras import (
     build_deeplabv3_mobilenetv2,
@@ -15,7 +16,6 @@ from mnv2_keras import (
     verify_checkpoint,
     verify_model,
 )
-from mnv2_keras.convert.goldens import name_rule_value
 from mnv2_keras.convert.names import variables
 from mnv2_keras.convert.sources import open_source
 from mnv2_keras.images import read_image
@@ -23,12 +23,6 @@ from mnv2_keras.masks import pad_photo
 
 PASCAL = "deeplabv3_mnv2_pascal_train_aug_2018_01_29.tar.gz"
 HALF = "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01.tar.gz"
-
-
-def fill_by_name(model):
-    for name, variable in variables(model).items():
-        variable.assign(name_rule_value(name, variable.shape))
-    return model
 
 
 @pytest.fixture(scope="module")

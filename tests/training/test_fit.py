@@ -212,6 +212,7 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path):
 def test_two_devices_end_where_one_does(tmp_path, tasks):
     """MirroredStrategy on two halves of the processor, in a process that has them; a batch they cannot share is refused."""
     run_program("train_on_two_devices.py", tmp_path, *tasks)
+    assert {path.name for path in tmp_path.iterdir()} >= {f"{task}-{devices}" for task in tasks for devices in ("", "two")}
 
 
 def pair(first: dict, second: dict) -> list[dict]:

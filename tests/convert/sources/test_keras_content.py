@@ -41,8 +41,11 @@ def test_networks_of_this_package_pass(suffix, tmp_path):
 def test_a_network_that_flattens_its_maps_passes(suffix, tmp_path):
     """Its size cannot be told from the configuration: a subprocess loads it first."""
     image = keras.Input((16, 16, 3))
-    keras.Model(image, keras.layers.Dense(50)(keras.layers.Flatten()(image))).save(tmp_path / f"flat{suffix}")
-    open_model(tmp_path / f"flat{suffix}")
+    flat = keras.Model(image, keras.layers.Dense(50)(keras.layers.Flatten()(image)))
+    flat.save(tmp_path / f"flat{suffix}")
+    loaded, _ = open_model(tmp_path / f"flat{suffix}")
+    for ours, saved in zip(loaded.weights, flat.weights, strict=True):
+        np.testing.assert_array_equal(ours, saved)
 
 
 def test_a_layer_of_gigabytes_is_refused_before_it_is_built(model, tmp_path):
